@@ -1,0 +1,315 @@
+r"""The rules: how much of an optimizer's update a layer may take.
+
+Every method here is one choice of the factor :math:`\sigma` in eq. (5) of Tang et al.,
+
+.. math:: w \leftarrow w - \eta\,\sigma\,r
+
+with the direction :math:`r` and the learning rate :math:`\eta` left to the optimizer. A rule sees the
+weight, the gradient, the update :math:`r` and the rate, and nothing else. It works in two halves, so that
+it also runs on pieces of a tensor: ``measure`` turns each piece into a few numbers, which combine by
+``reduce`` (a sum or a minimum), and ``factor`` turns the combined numbers into :math:`\sigma`.
+
+What holds for every rule:
+
+* :math:`\sigma` is computed in float32 or better, whatever the weights' type, without waiting for the device.
+* An all-zero update, and an empty tensor, give :math:`\sigma = 1`.
+* A NaN that the rule looks at gives :math:`\sigma` = NaN; a norm that is infinite gives 0. What is done about
+  non-finite gradients is the optimizer's affair.
+
+Reference: J. Tang et al., "Improving Training Stability for Multitask Ranking Models in Recommender Systems",
+KDD 2023, arXiv:2302.09178, section 4.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from surefoot import checks
+
+
+class Scope(Enum):
+    """What one factor covers."""
+
+    TENSOR = "tensor"  # one factor for each parameter tensor: the paper's "layer"
+    UNIT = "unit"  # one for each output unit
+    MODEL = "model"  # one for all parameters together
+
+
+class Reduce(Enum):
+    """How the measures of the pieces of one scope combine; the value is what an empty piece contributes."""
+
+    SUM = 0.0
+    MIN = float("inf")
+
+
+class Rule(ABC):
+    """A factor for eq. (5). Subclasses are frozen dataclasses of their thresholds."""
+
+    reduce: ClassVar[Reduce]
+
+    @property
+    def scope(self) -> Scope:
+        """What one factor covers; a tensor unless the rule says otherwise."""
+        return Scope.TENSOR
+
+    @abstractmethod
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        """Return the numbers of this piece that ``factor`` needs.
+
+        Args:
+            weight: the parameter before the step, any shape.
+            grad: its gradient, the weight's shape.
+            update: the optimizer's update r of eq. (5), the weight's shape, without the learning rate.
+            lr: the learning rate of this step.
+
+        Returns:
+            A tensor of float32 or better: 0-d or (k,), and (k, units) where the scope is ``UNIT``.
+        """
+
+    @abstractmethod
+    def factor(self, measure: Tensor) -> Tensor:
+        """Return sigma, 0-d or (units,), from the combined measure of one scope."""
+
+    def __call__(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        """Return sigma for one whole tensor."""
+        return self.factor(self.measure(weight, grad, update, lr))
+
+
+def broadcast(factor: Tensor, weight: Tensor) -> Tensor:
+    """Return ``factor`` (0-d, or one number for each index of the leading dimensions) shaped to multiply ``weight``."""
+    return factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _sum_of_squares(x: Tensor, unit_dims: int = 0) -> Tensor:
+    """Sum x^2 over all but the leading ``unit_dims`` dimensions."""
+    dims = tuple(range(unit_dims, x.ndim))
+    if not dims:  # dim=() would mean all of them
+        return _wide(x).square()
+    return torch.linalg.vector_norm(_wide(x), dim=dims).square()
+
+
+@dataclass(frozen=True)
+class NoClip(Rule):
+    r"""Leave the update alone: :math:`\sigma = 1`, the paper's "naive".
+
+    >>> NoClip()(torch.ones(2), torch.ones(2), torch.ones(2), lr=0.1)
+    tensor(1.)
+    """
+
+    reduce = Reduce.MIN
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        return _wide(update.new_empty(())).fill_(self.reduce.value)
+
+    def factor(self, measure: Tensor) -> Tensor:
+        return torch.ones_like(measure)
+
+
+@dataclass(frozen=True)
+class GradientClip(Rule):
+    r"""Bound the gradient's L2 norm, tensor by tensor: :math:`\sigma = \min(1, \lambda / \|g\|_2)`.
+
+    Args:
+        threshold: :math:`\lambda`, the largest norm left alone, in units of the gradient.
+
+    Raises:
+        ValueError: if the threshold is not a finite number above 0.
+
+    >>> GradientClip(threshold=1.0)(torch.ones(2), torch.tensor([3.0, 4.0]), torch.ones(2), lr=0.1)
+    tensor(0.2000)
+
+    Reference: R. Pascanu et al., arXiv:1211.5063; eq. (2) of arXiv:2302.09178.
+    """
+
+    threshold: float = 0.1
+
+    reduce = Reduce.SUM
+
+    def __post_init__(self) -> None:
+        checks.positive("threshold", self.threshold)
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        return _sum_of_squares(grad)
+
+    def factor(self, measure: Tensor) -> Tensor:
+        return (self.threshold / measure.sqrt()).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class GlobalGradientClip(GradientClip):
+    r"""Bound the L2 norm of all gradients as one vector: :math:`\sigma = \min(1, \tau / \|g\|_2)`, the same for all.
+
+    Args:
+        threshold: :math:`\tau`, the largest norm left alone, in units of the gradient.
+
+    Raises:
+        ValueError: if the threshold is not a finite number above 0.
+
+    >>> rule = GlobalGradientClip(threshold=1.0)
+    >>> w, g, r = torch.ones(2), torch.tensor([3.0, 4.0]), torch.ones(2)
+    >>> rule.factor(rule.measure(w, g, r, lr=0.1) + rule.measure(w, 2 * g, r, lr=0.1))  # norms 5 and 10
+    tensor(0.0894)
+
+    Reference: R. Pascanu et al., arXiv:1211.5063.
+    """
+
+    threshold: float = 1.0
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.MODEL
+
+
+@dataclass(frozen=True)
+class AdaptiveGradientClip(Rule):
+    r"""Bound the gradient's L2 norm by a share of the weight's.
+
+    .. math:: \sigma = \min(1, \lambda \max(\|w\|_2, \epsilon) / \|g\|_2)
+
+    Args:
+        threshold: :math:`\lambda`, the largest ratio of the norms left alone.
+        floor: :math:`\epsilon`, the least weight norm, in units of the weight; it lets zero weights move.
+        unitwise: one factor for each output unit, as in the authors' code; if False one for each tensor.
+            A tensor with no dimension left within its units (a bias, a scalar) has one factor.
+        unit_dims: how many leading dimensions index units: 1 for a weight (out, in), 2 for experts stacked as
+            (expert, out, in).
+
+    Raises:
+        ValueError: if the threshold or the floor is not a finite number above 0, or unit_dims is below 1.
+
+    >>> w, g = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 100.0]])
+    >>> AdaptiveGradientClip(threshold=0.5)(w, g, g, lr=0.1)
+    tensor([0.5000, 0.0050])
+
+    Reference: A. Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization",
+    arXiv:2102.06171, eq. (3); eq. (3) of arXiv:2302.09178 is the form for each tensor, without the floor.
+    """
+
+    threshold: float = 1e-2
+    floor: float = 1e-3
+    unitwise: bool = True
+    unit_dims: int = 1
+
+    reduce = Reduce.SUM
+
+    def __post_init__(self) -> None:
+        checks.positive("threshold", self.threshold)
+        checks.positive("floor", self.floor)
+        checks.positive("unit_dims", self.unit_dims)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.UNIT if self.unitwise else Scope.TENSOR
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        unit_dims = self.unit_dims if self.unitwise and weight.ndim > self.unit_dims else 0
+        return torch.stack([_sum_of_squares(weight, unit_dims), _sum_of_squares(grad, unit_dims)])
+
+    def factor(self, measure: Tensor) -> Tensor:
+        weight_norm, grad_norm = measure.sqrt()
+        return (self.threshold * weight_norm.clamp(min=self.floor) / grad_norm).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class TrustRatio(Rule):
+    r"""Give the update the size of the weight, as LAMB does: :math:`\sigma = \mu \|w\|_2 / \|r\|_2`.
+
+    Unlike the clipping rules it also enlarges: :math:`\sigma` may exceed 1. All-zero weights, which would never
+    move, and an all-zero update give :math:`\sigma = 1`.
+
+    Args:
+        scale: :math:`\mu`, the length of a step relative to the weight's norm, at a learning rate of 1.
+
+    Raises:
+        ValueError: if the scale is not a finite number above 0.
+
+    >>> TrustRatio(scale=0.1)(torch.tensor([3.0, 4.0]), torch.ones(2), torch.tensor([0.0, 10.0]), lr=0.1)
+    tensor(0.0500)
+
+    Reference: Y. You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
+    arXiv:1904.00962, with phi(x) = x; adapted to Adagrad in section 5.1.3 of arXiv:2302.09178.
+    """
+
+    scale: float = 1e-2
+
+    reduce = Reduce.SUM
+
+    def __post_init__(self) -> None:
+        checks.positive("scale", self.scale)
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        return torch.stack([_sum_of_squares(weight), _sum_of_squares(update)])
+
+    def factor(self, measure: Tensor) -> Tensor:
+        weight_norm, update_norm = measure.sqrt()
+        undefined = (weight_norm == 0) | (update_norm == 0)
+        return torch.where(undefined, 1.0, self.scale * weight_norm / update_norm)
+
+
+@dataclass(frozen=True)
+class Clippy(Rule):
+    r"""Let no coordinate move by more than a share of itself: Clippy.
+
+    .. math:: \sigma = \min\Bigl(1,\ \min_i \frac{\lambda_{rel} |w_i| + \lambda_{abs}}{\eta\,|r_i|}\Bigr)
+
+    A coordinate that does not move never constrains, whatever its bound; one that moves where the bound is 0
+    (``absolute=0`` and a zero weight) gives :math:`\sigma = 0`.
+
+    Args:
+        relative: :math:`\lambda_{rel}`, the largest change of a weight relative to itself.
+        absolute: :math:`\lambda_{abs}`, the change allowed on top, in units of the weight.
+        accumulator_relative: a third term of the bound, this times :math:`|r_i / g_i|`, which is
+            :math:`1/\sqrt{G_i}` under Adagrad; 0 in the paper, an option of TensorFlow Recommenders.
+
+    Raises:
+        ValueError: if an argument is negative or not finite.
+
+    >>> w, r = torch.tensor([4.0, 1.0]), torch.tensor([2.0, 0.0])
+    >>> Clippy(relative=0.1, absolute=0.02)(w, r, r, lr=1.0)  # (0.1 * 4 + 0.02) / 2
+    tensor(0.2100)
+
+    Reference: algorithm 1 of J. Tang et al., arXiv:2302.09178; the third term is that of ``ClippyAdagrad`` in
+    TensorFlow Recommenders.
+    """
+
+    relative: float = 0.5
+    absolute: float = 1e-2
+    accumulator_relative: float = 0.0
+
+    reduce = Reduce.MIN
+
+    def __post_init__(self) -> None:
+        for name in ("relative", "absolute", "accumulator_relative"):
+            checks.non_negative(name, getattr(self, name))
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        if update.numel() == 0:
+            return _wide(update.new_empty(())).fill_(self.reduce.value)
+        weight, grad, update = _wide(weight), _wide(grad), _wide(update)
+        bound = self.relative * weight.abs() + self.absolute
+        if self.accumulator_relative:
+            bound = bound + self.accumulator_relative * (update / grad).abs()  # 0/0 only where there is no step
+        step = lr * update.abs()
+        return torch.where(step == 0, self.reduce.value, bound / step).amin()
+
+    def factor(self, measure: Tensor) -> Tensor:
+        return measure.clamp(max=1.0)
+
+
+ALL: tuple[type[Rule], ...] = (
+    NoClip,
+    GradientClip,
+    GlobalGradientClip,
+    AdaptiveGradientClip,
+    TrustRatio,
+    Clippy,
+)
+"""Every rule, in the order in which tables show them."""
