@@ -1,0 +1,129 @@
+"""What a log holds: its columns, its days, and the checks that every log passes before anything trains on it."""
+
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from surefoot.errors import InputError
+
+
+class TaskKind(Enum):
+    """How a task's label is distributed, hence its loss."""
+
+    BINARY = "binary"  # label 0 or 1, log-loss on a logit
+    REGRESSION = "regression"  # real label, squared error
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label to predict.
+
+    Args:
+        name: of the label column.
+        kind: binary or regression.
+        weight: of its loss in the sum over tasks.
+        judged: whether verdicts and selection look at it; a task with too few positives a day to tell good from
+            bad is trained and shown, but not judged by.
+    """
+
+    name: str
+    kind: TaskKind
+    weight: float = 1.0
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One id column: ``rows`` values, 0 to rows - 1."""
+
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a log, in the order of the tensors' second axis."""
+
+    categorical: tuple[Categorical, ...]
+    dense: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+
+class Batch(NamedTuple):
+    """Some rows of a log."""
+
+    categorical: Tensor  # (rows, categorical columns) int32
+    dense: Tensor  # (rows, dense columns) float32
+    labels: Tensor  # (rows, tasks) float32
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on ``device``."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log in memory: rows sorted by day.
+
+    Args:
+        name: of the data set.
+        schema: its columns.
+        days: a label for each day partition, oldest first. Days of the calendar without rows are not partitions.
+        starts: (days + 1) row numbers; day i is rows ``starts[i]`` to ``starts[i + 1] - 1``.
+        rows: all rows.
+        notice: what must be said wherever the data is offered.
+
+    Raises:
+        InputError: if a day has no rows, a value is not finite, an id is out of range or a binary label is neither
+            0 nor 1.
+    """
+
+    name: str
+    schema: Schema
+    days: tuple[str, ...]
+    starts: tuple[int, ...]
+    rows: Batch
+    notice: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rows.categorical.is_floating_point():
+            raise InputError(f"{self.name}: ids are of type {self.rows.categorical.dtype}; expected integers")
+        for day, (start, stop) in zip(self.days, pairwise(self.starts), strict=True):
+            if start == stop:
+                raise InputError(f"{self.name}: day {day} has no rows; expected at least one in every day partition")
+        names = [task.name for task in self.schema.tasks]
+        self._refuse(~self.rows.dense.isfinite(), list(self.schema.dense), "non-finite values", "finite numbers")
+        self._refuse(~self.rows.labels.isfinite(), names, "non-finite labels", "finite numbers")
+        sizes = torch.tensor([column.rows for column in self.schema.categorical])
+        outside = (self.rows.categorical < 0) | (self.rows.categorical >= sizes)
+        columns = [column.name for column in self.schema.categorical]
+        self._refuse(outside, columns, "ids out of range", "ids from 0 to the column's rows - 1")
+        binary = torch.tensor([task.kind is TaskKind.BINARY for task in self.schema.tasks])
+        odd = binary & (self.rows.labels != 0) & (self.rows.labels != 1)
+        self._refuse(odd, names, "labels other than 0 and 1", "0 or 1 for a binary task")
+
+    def _refuse(self, wrong: Tensor, columns: list[str], what: str, expected: str) -> None:
+        """Raise for the first column and day in which ``wrong``, (rows, columns) bool, holds."""
+        if not wrong.any():
+            return
+        column = int(wrong.any(dim=0).nonzero()[0])
+        row = int(wrong[:, column].nonzero()[0])
+        day = sum(start <= row for start in self.starts) - 1
+        count = int(wrong[self.starts[day] : self.starts[day + 1], column].sum())
+        raise InputError(
+            f"{self.name}: column {columns[column]} has {count} {what} on day {self.days[day]} "
+            f"({int(wrong[:, column].sum())} on all days); expected {expected}"
+        )
+
+    def window(self, first: int, last: int) -> Batch:
+        """Return all rows of the days ``first`` to ``last``, both included, as views."""
+        rows = slice(self.starts[first], self.starts[last + 1])
+        return Batch(*(part[rows] for part in self.rows))
+
+    def day(self, index: int) -> Batch:
+        """Return all rows of one day, as views."""
+        return self.window(index, index)
