@@ -1,0 +1,92 @@
+"""The multitask ranker of the paper's fig. 2, and the linear model that any ranker should beat."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.data.schema import Schema, Task, TaskKind
+from surefoot.models.layers import FeatureEmbedding
+
+
+class Ranker(nn.Module):
+    """Embeddings and dense features, an interaction, a bottom that the tasks share, a linear head for each.
+
+    Args:
+        embedding: turns ids (rows, columns) into vectors (rows, columns, dim).
+        interaction: from the input (rows, width) to the bottom's, of the same shape: a ``CrossNetwork`` or
+            ``nn.Identity()``.
+        bottom: from there to a list of what each task sees, each (rows, hidden).
+        heads: one module for each task, from (rows, hidden) to (rows, 1), by the task's name.
+    """
+
+    def __init__(
+        self, *, embedding: nn.Module, interaction: nn.Module, bottom: nn.Module, heads: nn.ModuleDict
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.interaction = interaction
+        self.bottom = bottom
+        self.heads = heads
+
+    def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
+        """Return one output for each task, (rows, tasks): a logit where it is binary, a value where it is not."""
+        x = torch.cat([self.embedding(categorical).flatten(1), dense], dim=1)
+        seen = self.bottom(self.interaction(x))
+        return torch.cat([head(h) for head, h in zip(self.heads.values(), seen, strict=True)], dim=1)
+
+
+class LinearRanker(nn.Module):
+    """A weight for each id, a weight for each dense feature, nothing more: the floor.
+
+    Args:
+        schema: the log's columns.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        rows = [column.rows for column in schema.categorical]
+        self.embedding = FeatureEmbedding(rows, len(schema.tasks), std=0.0)
+        self.linear = nn.Linear(len(schema.dense), len(schema.tasks))
+
+    def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
+        """Return one output for each task, (rows, tasks)."""
+        return self.embedding(categorical).sum(1) + self.linear(dense)
+
+
+class SplitParameters(NamedTuple):
+    """A model's parameters by name, told apart."""
+
+    dense: dict[str, nn.Parameter]
+    embedding: dict[str, nn.Parameter]
+
+
+def split_parameters(model: nn.Module) -> SplitParameters:
+    """Tell embedding tables from all other parameters: the paper clips only the others."""
+    tables = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    named = dict(model.named_parameters())
+    return SplitParameters(
+        {name: p for name, p in named.items() if name not in tables},
+        {name: p for name, p in named.items() if name in tables},
+    )
+
+
+def task_losses(outputs: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """Return the mean loss of each task, (tasks,): log-loss in nats where binary, squared error where not.
+
+    Args:
+        outputs: (rows, tasks), logits where binary.
+        labels: (rows, tasks).
+        tasks: in the order of the columns.
+    """
+    losses = [
+        nn.functional.binary_cross_entropy_with_logits(outputs[:, i], labels[:, i])
+        if task.kind is TaskKind.BINARY
+        else nn.functional.mse_loss(outputs[:, i], labels[:, i])
+        for i, task in enumerate(tasks)
+    ]
+    return torch.stack(losses)

@@ -1,0 +1,97 @@
+"""The ranker: shapes, parts that can be swapped, parameters told apart, losses."""
+
+import pytest
+import torch
+from torch import nn
+
+from surefoot.data import synthetic
+from surefoot.data.schema import Task, TaskKind
+from surefoot.models.layers import CrossLayer, CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
+from surefoot.models.ranker import LinearRanker, Ranker, split_parameters, task_losses
+
+LOG = synthetic.make(days=1, rows_per_day=16)
+ROWS = [column.rows for column in LOG.schema.categorical]
+TASKS = len(LOG.schema.tasks)
+WIDTH = 4 * len(ROWS) + len(LOG.schema.dense)
+
+
+def ranker(interaction: nn.Module | None = None, bottom: nn.Module | None = None) -> Ranker:
+    return Ranker(
+        embedding=FeatureEmbedding(ROWS, 4),
+        interaction=interaction or nn.Identity(),
+        bottom=bottom or SharedBottom(WIDTH, [8, 6], TASKS),
+        heads=nn.ModuleDict({task.name: nn.Linear(6, 1) for task in LOG.schema.tasks}),
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ranker(),
+        ranker(interaction=CrossNetwork(WIDTH, 2)),
+        ranker(bottom=MixtureOfExperts(WIDTH, [8, 6], TASKS, experts=3)),
+        LinearRanker(LOG.schema),
+    ],
+    ids=["shared", "cross", "experts", "linear"],
+)
+def test_one_output_a_task_and_a_gradient_everywhere(model: nn.Module):
+    rows = LOG.day(0)
+    outputs = model(rows.categorical, rows.dense)
+    assert outputs.shape == (16, TASKS)
+    task_losses(outputs, rows.labels, LOG.schema.tasks).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_every_task_has_an_output_of_its_own():
+    model = ranker()
+    rows = LOG.day(0)
+    before = model(rows.categorical, rows.dense)
+    with torch.no_grad():
+        model.get_parameter("heads.like.bias").add_(1)
+    change = (model(rows.categorical, rows.dense) - before).abs().amax(0) > 0
+    assert change.tolist() == [task.name == "like" for task in LOG.schema.tasks]
+
+
+def test_columns_do_not_share_vectors():
+    embedding = FeatureEmbedding([2, 3], 4, std=1.0)
+    vectors = embedding(torch.tensor([[0, 0], [1, 2]], dtype=torch.int32))
+    assert vectors.shape == (2, 2, 4)
+    assert vectors[0, 0].equal(embedding.table.weight[0])
+    assert vectors[0, 1].equal(embedding.table.weight[2])
+    assert vectors[1, 1].equal(embedding.table.weight[4])
+
+
+def test_the_cross_layer_is_dcn_v2s():
+    layer, x0, x = CrossLayer(3), torch.randn(2, 3), torch.randn(2, 3)
+    by_hand = x0 * (x @ layer.linear.weight.T + layer.linear.bias) + x
+    torch.testing.assert_close(layer(x0, x), by_hand)
+
+
+def test_the_cross_network_ends_in_a_layer_norm():
+    output = CrossNetwork(8, 1)(100 * torch.randn(5, 8))
+    torch.testing.assert_close(output.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.var(1, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def test_experts_are_mixed_by_each_tasks_gate():
+    bottom = MixtureOfExperts(3, [4], 2, experts=2)
+    x = torch.randn(5, 3)
+    weights = bottom.gates[1](x).softmax(1)
+    by_hand = sum(weights[:, [i]] * expert(x) for i, expert in enumerate(bottom.experts))
+    torch.testing.assert_close(bottom(x)[1], by_hand)
+
+
+def test_embeddings_are_told_apart():
+    dense, embedding = split_parameters(ranker(interaction=CrossNetwork(WIDTH, 1)))
+    assert list(embedding) == ["embedding.table.weight"]
+    assert {"interaction.layers.0.linear.weight", "bottom.layers.0.weight", "heads.click.bias"} <= set(dense)
+    assert "embedding.table.weight" not in dense
+    assert list(split_parameters(nn.EmbeddingBag(3, 2)).embedding) == ["weight"]
+
+
+def test_losses():
+    tasks = (Task("click", TaskKind.BINARY), Task("time", TaskKind.REGRESSION))
+    losses = task_losses(torch.tensor([[0.0, 3.0], [0.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), tasks)
+    torch.testing.assert_close(
+        losses, torch.tensor([2.0]).log().repeat(2) * torch.tensor([1, 0]) + torch.tensor([0, 2.0])
+    )
