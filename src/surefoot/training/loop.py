@@ -1,0 +1,189 @@
+"""One sequential run: day after day, old to new, each day scored before anything is trained on it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from surefoot.data.schema import Batch, Task, TaskKind
+from surefoot.data.windows import MovingWindow
+from surefoot.metrics import evaluate
+from surefoot.models.ranker import task_losses
+from surefoot.monitor.divergence import Detector, Verdict
+from surefoot.optim.adagrad import Adagrad
+
+_EVALUATION_ROWS = 8192
+
+
+@dataclass
+class Run:
+    """What a run leaves behind.
+
+    Args:
+        steps: a row for each step: its number, day, learning rate, losses, relative losses, clip factors.
+        next_day: a row for each day that was scored before it was trained on, the last one included.
+        curve: a row for each day after which the curve's day was scored.
+        verdict: healthy, micro or full.
+        stopped_early: whether a full divergence ended the run.
+    """
+
+    steps: list[dict[str, float | int | str]] = field(default_factory=list)
+    next_day: list[dict[str, float | int | str]] = field(default_factory=list)
+    curve: list[dict[str, float | int | str]] = field(default_factory=list)
+    verdict: Verdict = Verdict.HEALTHY
+    stopped_early: bool = False
+
+    @property
+    def final(self) -> dict[str, float | int | str]:
+        """The scores of the day after the last one trained on."""
+        return self.next_day[-1]
+
+
+def train(
+    model: nn.Module,
+    window: MovingWindow,
+    optimizers: Sequence[Optimizer],
+    *,
+    days: int,
+    detector: Detector,
+    layers: dict[str, nn.Parameter],
+    schedulers: Iterable[LRScheduler] = (),
+    curve_day: int | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Run:
+    """Train on the log's first ``days`` day partitions, in order; score each before it enters, and the next one last.
+
+    A run that diverges fully stops there, and is scored as it is.
+
+    Args:
+        model: from (categorical, dense) to one output a task; on the device to train on, its embeddings included.
+        window: the batches.
+        optimizers: all are stepped; the first one's rate and clip factors are recorded.
+        days: partitions to train on; partition number ``days`` is scored at the end.
+        detector: sees the relative losses of the judged tasks, one step late.
+        layers: parameters of the first optimizer whose clip factors are recorded, by name.
+        schedulers: stepped once a step.
+        curve_day: a partition to score after every day, for a figure; nothing may be chosen by it.
+        on_step: called after each step with its number, for a progress bar.
+
+    Raises:
+        ValueError: if there are not more than ``days`` partitions, or ``days`` is below 1.
+    """
+    if not 1 <= days < len(window.log.days):
+        raise ValueError(f"days is {days}; expected 1 to {len(window.log.days) - 1}, to leave a day to score")
+    run, step = Run(), 0
+    tasks = window.log.schema.tasks
+    judged = [task.name for task in tasks if task.judged]
+    recorder = _Recorder(tasks, list(layers))
+    for day in range(days):
+        if day:
+            run.next_day.append(_score_day(model, window, day))
+        for batch in window.batches(day):
+            losses, relative = _take_step(model, batch, optimizers, tasks)
+            factors = _mean_factors(optimizers[0], layers.values())
+            rate = float(optimizers[0].param_groups[0]["lr"])
+            for scheduler in schedulers:
+                scheduler.step()
+            previous = recorder.exchange(step, day, rate, torch.cat([losses, relative, factors]))
+            on_step(step)
+            step += 1
+            if previous and _diverged(detector, previous, judged):
+                run.stopped_early = True
+                break
+        if curve_day is not None:
+            run.curve.append(_score_day(model, window, curve_day) | {"after": window.log.days[day]})
+        if run.stopped_early:
+            break
+    last = recorder.flush()
+    if last and not run.stopped_early:
+        _diverged(detector, last, judged)
+    run.verdict = detector.finish(step)
+    run.steps = recorder.rows
+    run.next_day.append(_score_day(model, window, days))
+    return run
+
+
+def warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Return a schedule that raises the rate linearly from rate / steps to the full rate over the first ``steps``."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
+
+
+def _take_step(
+    model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the losses and the relative losses of the batch, each (tasks,), before the step."""
+    batch = batch.to(next(model.parameters()).device)
+    losses = task_losses(model(batch.categorical, batch.dense), batch.labels, tasks)
+    weights = torch.tensor([task.weight for task in tasks], device=losses.device)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    (losses @ weights).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks)
+
+
+def _constant_losses(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0."""
+    mean = labels.mean(0)
+    rate = mean.clamp(1 / len(labels), 1 - 1 / len(labels))  # a batch without a positive still has a loss
+    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
+    variance = labels.var(0, correction=0).clamp(min=torch.finfo(labels.dtype).tiny)
+    binary = torch.tensor([task.kind is TaskKind.BINARY for task in tasks], device=labels.device)
+    return torch.where(binary, entropy, variance)
+
+
+def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tensor:
+    """Return the clip factor of each parameter, averaged over its units, (params,); 1 where there is none."""
+    factors = optimizer.clip_factors() if isinstance(optimizer, Adagrad) else {}
+    means = [factors[p].mean() if p in factors else p.new_ones(()) for p in params]
+    return torch.stack(means) if means else torch.empty(0)
+
+
+def _diverged(detector: Detector, row: dict[str, float | int | str], judged: list[str]) -> bool:
+    losses = {task: float(row[f"relative_loss/{task}"]) for task in judged}
+    return detector.update(int(row["step"]), losses) is Verdict.FULL
+
+
+@torch.no_grad()
+def _score_day(model: nn.Module, window: MovingWindow, day: int) -> dict[str, float | int | str]:
+    """Return the metrics of every task on one day partition."""
+    rows, log = window.log.day(day), window.log
+    device = next(model.parameters()).device
+    model.eval()
+    pieces = zip(rows.categorical.split(_EVALUATION_ROWS), rows.dense.split(_EVALUATION_ROWS), strict=True)
+    outputs = torch.cat([model(ids.to(device), dense.to(device)).cpu() for ids, dense in pieces])
+    model.train()
+    return {"day": log.days[day], **evaluate(outputs, rows.labels, log.schema.tasks)}
+
+
+class _Recorder:
+    """Keeps the rows of the steps, reading each one step late so that no step waits for the device."""
+
+    def __init__(self, tasks: tuple[Task, ...], layers: list[str]) -> None:
+        self.rows: list[dict[str, float | int | str]] = []
+        names = [task.name for task in tasks]
+        self._names = [
+            *(f"loss/{name}" for name in names),
+            *(f"relative_loss/{name}" for name in names),
+            *(f"clip_factor/{layer}" for layer in layers),
+        ]
+        self._pending: tuple[int, int, float, Tensor] | None = None
+
+    def exchange(self, step: int, day: int, rate: float, values: Tensor) -> dict[str, float | int | str] | None:
+        """Put in this step, give back the row of the one before."""
+        row, self._pending = self.flush(), (step, day, rate, values)
+        return row
+
+    def flush(self) -> dict[str, float | int | str] | None:
+        """Give back the row of the last step put in, if it has not been given back yet."""
+        if self._pending is None:
+            return None
+        step, day, rate, values = self._pending
+        self._pending = None
+        row = {"step": step, "day": day, "lr": rate, **dict(zip(self._names, values.tolist(), strict=True))}
+        self.rows.append(row)
+        return row
