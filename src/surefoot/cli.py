@@ -1,0 +1,154 @@
+"""The command line."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from surefoot.errors import InputError
+
+if TYPE_CHECKING:
+    from surefoot.study.results import Study
+
+app = typer.Typer(
+    help="Keep multitask ranking models from diverging in training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+
+_DIVERGED = 3
+
+
+@app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A preset (quick, smoke, drift, paper) or a TOML file.")] = "quick",
+    out: Annotated[Path, typer.Option(help="The study's folder: new, or this very study's, to go on with it.")] = Path(
+        "runs/study"
+    ),
+    data: Annotated[str | None, typer.Option(help="Another data set: completejourney or synthetic.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model of the study; may be repeated.")] = None,
+    select_by: Annotated[str | None, typer.Option(help="The binary task whose AUC selects.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+) -> None:
+    """Compare every rule on one log by the paper's protocol; write a table and a report."""
+    from surefoot.report.page import write_report
+    from surefoot.study.config import load_study, with_changes
+    from surefoot.study.protocol import run_study
+    from surefoot.study.trial import load_log
+
+    config = with_changes(load_study(study), source=data, models=model, select_by=select_by)
+    notice = load_log(config.data).notice
+    if notice:
+        _out.print(notice, style="dim", highlight=False)
+    with _progress() as progress:
+        bar = progress.add_task("", total=0)
+        results = run_study(
+            config,
+            out,
+            workers=workers,
+            on_phase=lambda name, trials: progress.reset(bar, description=name, total=trials),
+            on_trial=lambda result: progress.advance(bar),
+        )
+    _print_tables(results)
+    _out.print(f"Report: {write_report(out)}", soft_wrap=True)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's TOML file, such as a trial's config.toml.")],
+    out: Annotated[Path, typer.Option(help="The run's folder, new or empty.")] = Path("runs/run"),
+) -> None:
+    """Train one model; exit with 3 if it diverges."""
+    from surefoot.study.config import RunConfig, load
+    from surefoot.study.trial import load_log, run_trial, total_steps
+
+    run = load(RunConfig, config)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not empty; expected a new or an empty folder")
+    log = load_log(run.data)
+    if log.notice:
+        _out.print(log.notice, style="dim", highlight=False)
+    with _progress() as progress:
+        bar = progress.add_task("training", total=total_steps(run))
+        result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
+    _print_result(result)
+    if result["verdict"] == "full":
+        raise typer.Exit(_DIVERGED)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) -> None:
+    """Write report.html again from a study's results."""
+    from surefoot.report.page import write_report
+
+    _out.print(f"Report: {write_report(folder)}", soft_wrap=True)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=_out, transient=True)
+
+
+def _print_tables(results: "Study") -> None:
+    """Print the table, a block for each model, and what the paper's own grid alone would have said."""
+    summary = results.summary
+    lines = results.table()
+    heads = ("best setting", f"AUC % {summary.select_by}", f"RMSE {summary.show}", "diverged", "falls off")
+    table = _table(
+        f"{summary.name}: {summary.data} to {summary.days[-2]}, scored on {summary.days[-1]}", "rule", *heads
+    )
+    for model in dict.fromkeys(line.model for line in lines):
+        table.add_row(f"[bold]{model}[/]")
+        for line in (line for line in lines if line.model == model):
+            table.add_row(f"  {line.method}", line.setting, line.auc, line.rmse, line.diverged, line.falls_off)
+        table.add_section()
+    _out.print(table)
+    paper = _table(
+        f"{summary.searched_on}, scored on {summary.days[-2]} for selection", "rule", "best", "paper's grid alone"
+    )
+    for method, line in zip(summary.methods, lines, strict=False):
+        paper.add_row(
+            method.name, f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged", line.paper
+        )
+    _out.print(paper)
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for head in heads:
+        table.add_column(head)
+    return table
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    table = _table(f"scored on {result['scored_day']}", "task", "metric", "value")
+    for key, value in result.items():
+        metric, _, task = key.partition("/")
+        if not task or metric in ("auc_low", "auc_high"):
+            continue
+        shown = f"{value:.4f}" if value == value else "undefined"
+        if metric == "auc" and value == value:
+            shown += f"  ({result[f'auc_low/{task}']:.4f} to {result[f'auc_high/{task}']:.4f})"
+        table.add_row(task, metric, shown)
+    _out.print(table)
+    where = f", from step {result['onset']}: {result['reason']}" if result["onset"] is not None else ""
+    _out.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
+
+
+def main() -> None:
+    """Run the command line: wrong input is one sentence on stderr and exit code 2, an interruption 130."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"surefoot: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("surefoot: interrupted; the same command goes on from here", soft_wrap=True)
+        sys.exit(130)

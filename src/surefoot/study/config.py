@@ -1,0 +1,280 @@
+"""What a run and a study are made of, and the sentences that say what is wrong with one.
+
+The same objects in Python or in TOML. Here, at the edge, rules, models and data sets have names.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from surefoot import rules
+from surefoot.errors import InputError
+
+RULES: dict[str, type[rules.Rule]] = dict(
+    zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
+)
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Section(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class DataConfig(_Section, frozen=True):
+    """Which log, and how much of it."""
+
+    source: Literal["completejourney", "synthetic"] = "synthetic"
+    days: int = Field(default=14, ge=3)  # the last so many day partitions; the very last is day N
+    rows_per_day: int = Field(default=2048, ge=1)  # synthetic only, as all that follows
+    drift_day: int | None = None
+    drift: float = Field(default=30.0, gt=0)
+    seed: int = 0
+
+
+class ModelConfig(_Section, frozen=True):
+    """A ranker's parts."""
+
+    name: str = "small"
+    bottom: Literal["shared", "experts", "linear"] = "shared"
+    hidden: tuple[int, ...] = (64, 64)
+    cross_layers: int = Field(default=0, ge=0)
+    embedding_dim: int = Field(default=16, ge=1)
+    experts: int = Field(default=4, ge=1)  # for bottom = "experts"
+
+
+class TrainingConfig(_Section, frozen=True):
+    """How a run goes through the log."""
+
+    batch_size: int = Field(default=512, ge=1)
+    window_days: int = Field(default=3, ge=1)
+    steps_per_day: int | None = Field(default=None, ge=1)
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    embedding_rate: float = Field(default=0.1, gt=0)
+    embedding_initial_accumulator_value: float = Field(default=1e-6, gt=0)
+    threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class RuleConfig(BaseModel, frozen=True, extra="allow"):
+    """A rule by name, with any of its arguments."""
+
+    name: str = "clippy"
+
+    @model_validator(mode="after")
+    def _known(self) -> "RuleConfig":
+        _one_of("rule.name", self.name, list(RULES))
+        known = list(signature(RULES[self.name]).parameters)
+        for key in self.model_extra or {}:
+            if key not in known:
+                raise ValueError(_unknown_key(f"rule.{key}", key, known))
+        self.build()
+        return self
+
+    def build(self) -> rules.Rule:
+        """Return the rule."""
+        return RULES[self.name](**(self.model_extra or {}))
+
+
+class RunConfig(_Section, frozen=True):
+    """One training."""
+
+    rate: float = Field(default=0.2, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    seed: int = 0
+    until: Literal["selection", "final"] = "final"  # train up to the day before day N - 1, or before day N
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    rule: RuleConfig = Field(default_factory=RuleConfig)
+
+
+class MethodConfig(_Section, frozen=True):
+    """One row of a study's table: a rule, and which of its arguments is searched over which values."""
+
+    name: str
+    rule: RuleConfig
+    warmup_steps: int = Field(default=0, ge=0)
+    vary: str | None = None
+    values: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MethodConfig":
+        if (self.vary is None) != (not self.values):
+            raise ValueError(
+                f"method {self.name!r}: vary is {self.vary!r} and values are {list(self.values)}; expected both or none"
+            )
+        if self.vary is not None:
+            known = list(signature(RULES[self.rule.name]).parameters)
+            _one_of(f"method {self.name!r}: vary", self.vary, known)
+        return self
+
+
+class SearchConfig(_Section, frozen=True):
+    """The protocol's numbers."""
+
+    base_rate: float = Field(default=0.2, gt=0)
+    rates: tuple[float, ...] = (1.0, 2.0)  # multiples of the base rate: the paper's own grid
+    extra_trials: int = Field(default=12, ge=0)  # what a method may add to its grid until its best is inside
+    sweep: tuple[float, ...] = ()  # multiples at which every method's best threshold is tried, on every model
+    fall_off: float = Field(default=0.02, gt=0)  # AUC below a method's best that counts as fallen off
+    seeds: tuple[int, ...] = (1, 2, 3)
+    select_by: str | None = (
+        None  # the binary task whose AUC on day N - 1 selects; by default the log's first judged one
+    )
+    show: str | None = None  # the regression task shown beside it; by default the log's first judged one
+    floor_rates: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2)  # of the linear floor
+
+
+class StudyConfig(_Section, frozen=True):
+    """The paper's protocol on one log: the first model's grid is searched, what wins is carried to the others."""
+
+    name: str
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    methods: tuple[MethodConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "StudyConfig":
+        for what, names in (("models", [m.name for m in self.models]), ("methods", [m.name for m in self.methods])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{what} has the name {min(twice)!r} more than once; expected distinct names")
+        return self
+
+
+def presets() -> list[str]:
+    """Return the names of the studies that come with surefoot."""
+    folder = files("surefoot.study") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_study(preset_or_path: str) -> StudyConfig:
+    """Return a preset by its name, or the study of a TOML file.
+
+    Raises:
+        InputError: naming the file, the key and the closest known key, or the presets.
+    """
+    if preset_or_path in presets():
+        text = (files("surefoot.study") / "presets" / f"{preset_or_path}.toml").read_text()
+        return parse(StudyConfig, tomllib.loads(text), f"preset {preset_or_path}")
+    if not preset_or_path.endswith(".toml"):
+        closest = get_close_matches(preset_or_path, presets(), 1, 0.0)[0]
+        raise InputError(
+            f"study {preset_or_path!r} is neither a preset nor a .toml file; expected one of {', '.join(presets())} "
+            f"(closest: {closest})"
+        )
+    return load(StudyConfig, Path(preset_or_path))
+
+
+def with_changes(
+    config: StudyConfig, *, source: str | None = None, models: list[str] | None = None, select_by: str | None = None
+) -> StudyConfig:
+    """Return the study on another data set, with some of its models, or selected by another task.
+
+    Raises:
+        InputError: if a name is unknown, naming the known ones.
+    """
+    table = config.model_dump(exclude_none=True)
+    if source is not None:
+        table["data"]["source"] = source
+    if select_by is not None:
+        table["search"]["select_by"] = select_by
+    if models:
+        known = {model.name: model for model in config.models}
+        for name in models:
+            if name not in known:
+                raise InputError(_choice("--model", name, list(known)))
+        table["models"] = [known[name].model_dump() for name in models]
+    return parse(StudyConfig, table, "--data")
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Return the configuration of a TOML file.
+
+    Raises:
+        InputError: naming the file and what is wrong in it.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    return parse(kind, table, str(path))
+
+
+def parse(kind: type[T], table: Mapping[str, Any], origin: str) -> T:
+    """Return the configuration of a table.
+
+    Args:
+        kind: what to make.
+        table: as read from TOML.
+        origin: where it came from, for the message.
+
+    Raises:
+        InputError: one sentence on the first thing wrong.
+    """
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_sentence(kind, error)}") from None
+
+
+def dump(config: BaseModel) -> str:
+    """Return the complete configuration as TOML; a key whose value is none is left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
+    """Put the first of pydantic's errors into a sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(key, str(first["loc"][-1]), _keys_at(kind, first["loc"][:-1]))
+    if first["type"] == "missing":
+        return f"{key} is missing; expected a value"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    if first["type"] == "literal_error":
+        known = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ",").split(",")]
+        return _choice(key, first["input"], known)
+    return f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section at ``path``."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", (annotation,))
+        kind = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(kind.model_fields)
+
+
+def _unknown_key(key: str, name: str, known: list[str]) -> str:
+    if not known:
+        return f"{key} is not a known key; expected none here"
+    return f"{key} is not a known key; the closest is {get_close_matches(name, known, 1, 0.0)[0]!r}"
+
+
+def _one_of(key: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        raise ValueError(_choice(key, value, known))
+
+
+def _choice(key: str, value: Any, known: list[str]) -> str:
+    closest = get_close_matches(str(value), known, 1, 0.0)
+    hint = f" (closest: {closest[0]})" if closest else ""
+    return f"{key} is {value!r}; expected one of {', '.join(known) or 'none'}{hint}"

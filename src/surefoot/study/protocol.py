@@ -1,0 +1,338 @@
+"""The paper's protocol: search on day N - 1, repeat over seeds on day N, see where each rule falls off.
+
+No score of day N, and no curve of it, enters any choice: searching runs never see that day, and the runs that do
+are fixed before the first of them starts.
+
+1. Every method's grid (rates x values of its threshold) on the first model, then its best setting's neighbours,
+   one factor of two in the rate or ten in the threshold away, until all of them have been tried and are worse, or
+   the budget is spent.
+2. The best threshold at every rate of the sweep, on every model.
+3. The best setting, on every model, over the seeds, scored on day N.
+4. The linear floor: its best rate on day N - 1, then the seeds.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surefoot.data.schema import TaskKind
+from surefoot.errors import InputError
+from surefoot.study.config import MethodConfig, ModelConfig, RuleConfig, RunConfig, StudyConfig, dump, load
+from surefoot.study.engine import LocalEngine, Trial
+from surefoot.study.results import MethodSummary, Row, Study, Summary, write
+from surefoot.study.trial import load_log, total_steps
+
+_FLOOR = ModelConfig(name="linear floor", bottom="linear")
+_SEARCH_SEED = 0
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """A point of a method's search: a rate as a multiple of the base rate, and the threshold if it has one."""
+
+    multiple: float
+    value: float | None = None
+
+    def neighbours(self) -> list["Setting"]:
+        """Return the settings one step away: half and double the rate, a tenth and ten times the threshold."""
+        near = [Setting(_round(self.multiple * f), self.value) for f in (0.5, 2.0)]
+        if self.value is not None:
+            near += [Setting(self.multiple, _round(self.value * f)) for f in (0.1, 10.0)]
+        return near
+
+
+@dataclass
+class _Search:
+    """One method's tried settings and their scores."""
+
+    method: MethodConfig
+    scores: dict[Setting, float] = field(default_factory=dict)
+    extra: int = 0
+
+    def grid(self, rates: tuple[float, ...]) -> list[Setting]:
+        return [Setting(rate, value) for rate in rates for value in (self.method.values or (None,))]
+
+    def best(self, among: list[Setting] | None = None) -> Setting | None:
+        """Return the setting with the highest score; None if every one diverged."""
+        alive = {
+            s: score for s, score in self.scores.items() if not math.isnan(score) and (among is None or s in among)
+        }
+        return max(alive, key=lambda s: alive[s], default=None)
+
+    def untried(self) -> list[Setting]:
+        """Return what must still be tried to show that the best is inside; lower rates if nothing survived."""
+        best = self.best()
+        near = best.neighbours() if best else min(self.scores).neighbours()[:1]
+        return [setting for setting in near if setting not in self.scores]
+
+
+def run_study(
+    config: StudyConfig,
+    out: Path,
+    *,
+    workers: int | None = None,
+    on_phase: Callable[[str, int], None] = lambda name, trials: None,
+    on_trial: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> Study:
+    """Run the study, or what is left of it, into the folder ``out``; return its results, which are also written there.
+
+    Args:
+        config: what to run.
+        out: the study's folder; made if it does not exist, continued if it holds this very study.
+        workers: processes; by default as many as the cores allow.
+        on_phase: called with a name and a number of trials before each batch of trials.
+        on_trial: called with each trial's result.
+
+    Raises:
+        InputError: if the folder holds another study or the configuration does not fit the log.
+    """
+    log = load_log(config.data)
+    tasks = {kind: [t.name for t in log.schema.tasks if t.kind is kind] for kind in TaskKind}
+    judged = [task.name for task in log.schema.tasks if task.judged]
+    select_by = _task(config.search.select_by, tasks[TaskKind.BINARY], judged, "search.select_by")
+    show = _task(config.search.show, tasks[TaskKind.REGRESSION], judged, "search.show")
+    _claim(out, config)
+    with LocalEngine(workers=workers, threads=config.training.threads) as engine:
+        runner = _Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
+        searches = _search(runner)
+        chosen = {search.method.name: search.best() or min(search.scores) for search in searches}
+        _sweep(runner, searches, chosen)
+        for model in config.models:
+            runner.run(f"{model.name}: the best settings over seeds", _finals(config, model, chosen))
+        _floor(runner)
+    methods = [_method_summary(runner, search, chosen[search.method.name]) for search in searches]
+    summary = Summary(
+        name=config.name,
+        data=log.name,
+        notice=log.notice,
+        days=log.days,
+        tasks=[(task.name, task.kind.value, task.judged) for task in log.schema.tasks],
+        select_by=select_by,
+        show=show,
+        searched_on=config.models[0].name,
+        base_rate=config.search.base_rate,
+        steps=total_steps(RunConfig(data=config.data, training=config.training)),
+        models=[model.name for model in config.models],
+        methods=methods,
+        workers=engine.workers,
+        threads=config.training.threads,
+    )
+    return write(out, summary, runner.rows, config)
+
+
+@dataclass
+class _Runner:
+    """Turns settings into trials, runs them once each and keeps their rows."""
+
+    config: StudyConfig
+    out: Path
+    engine: LocalEngine
+    metric: str
+    on_phase: Callable[[str, int], None]
+    on_trial: Callable[[dict[str, Any]], None]
+    rows: list[Row] = field(default_factory=list)
+
+    def run(self, phase: str, plans: list["_Plan"]) -> list[Row]:
+        """Run the plans that have not been run before; return a row for each plan, in order."""
+        known = {row.trial: row for row in self.rows}
+        plans = list({plan.trial: plan for plan in plans}.values())
+        fresh = [plan for plan in plans if plan.trial not in known]
+        if fresh:
+            self.on_phase(phase, len(fresh))
+        trials = [Trial(plan.run, self.out / "trials" / plan.trial) for plan in fresh]
+        results = self.engine.run(trials, on_done=self.on_trial)
+        for plan, result in zip(fresh, results, strict=True):
+            known[plan.trial] = plan.row(result)
+            self.rows.append(known[plan.trial])
+        return [known[plan.trial] for plan in plans]
+
+    def score(self, row: Row) -> float:
+        """Return what selection compares: the metric, NaN if the run diverged."""
+        return math.nan if row.diverged else row.scores[self.metric]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One run of one method at one setting."""
+
+    run: RunConfig
+    method: str
+    setting: Setting
+
+    @property
+    def trial(self) -> str:
+        """A folder's name: readable, and different for different configurations."""
+        value = "" if self.setting.value is None else f"-{self.setting.value:g}"
+        words = (
+            f"{self.run.model.name} {self.method}{value} x{self.setting.multiple:g} s{self.run.seed} {self.run.until}"
+        )
+        digest = hashlib.sha256(dump(self.run).encode()).hexdigest()[:8]
+        return "_".join(words.replace("+", " ").split()) + "_" + digest
+
+    def row(self, result: dict[str, Any]) -> Row:
+        return Row(
+            trial=self.trial,
+            model=self.run.model.name,
+            method=self.method,
+            multiple=self.setting.multiple,
+            rate=self.run.rate,
+            value=self.setting.value,
+            seed=self.run.seed,
+            until=self.run.until,
+            result=result,
+        )
+
+
+def _plan(
+    config: StudyConfig, model: ModelConfig, method: MethodConfig, setting: Setting, seed: int, until: Any
+) -> _Plan:
+    rule = method.rule
+    if method.vary is not None:
+        rule = RuleConfig.model_validate(rule.model_dump() | {method.vary: setting.value})
+    run = RunConfig(
+        rate=_round(config.search.base_rate * setting.multiple),
+        warmup_steps=method.warmup_steps,
+        seed=seed,
+        until=until,
+        data=config.data,
+        model=model,
+        training=config.training,
+        rule=rule,
+    )
+    return _Plan(run, method.name, setting)
+
+
+def _search(runner: _Runner) -> list[_Search]:
+    """Run every method's grid on the first model and extend it until the best is inside or the budget is spent."""
+    config = runner.config
+    searches = [_Search(method) for method in config.methods]
+    wanted = {s.method.name: s.grid(config.search.rates) for s in searches}
+    phase = f"{config.models[0].name}: the paper's grid"
+    while any(wanted.values()):
+        plans = [
+            _plan(config, config.models[0], s.method, setting, _SEARCH_SEED, "selection")
+            for s in searches
+            for setting in wanted[s.method.name]
+        ]
+        rows = iter(runner.run(phase, plans))
+        for s in searches:
+            for setting in wanted[s.method.name]:
+                s.scores[setting] = runner.score(next(rows))
+            wanted[s.method.name] = s.untried()[: config.search.extra_trials - s.extra]
+            s.extra += len(wanted[s.method.name])
+        phase = f"{config.models[0].name}: beyond the grid's edges"
+    return searches
+
+
+def _sweep(runner: _Runner, searches: list[_Search], chosen: dict[str, Setting]) -> None:
+    """Run every method's best threshold at every rate of the sweep, on every model."""
+    config = runner.config
+    for model in config.models:
+        plans = [
+            _plan(
+                config,
+                model,
+                s.method,
+                Setting(_round(multiple), chosen[s.method.name].value),
+                _SEARCH_SEED,
+                "selection",
+            )
+            for s in searches
+            for multiple in sorted({*config.search.sweep, chosen[s.method.name].multiple})
+        ]
+        runner.run(f"{model.name}: every rate", plans)
+
+
+def _finals(config: StudyConfig, model: ModelConfig, chosen: dict[str, Setting]) -> list[_Plan]:
+    return [
+        _plan(config, model, method, chosen[method.name], seed, "final")
+        for method in config.methods
+        for seed in config.search.seeds
+    ]
+
+
+def _floor(runner: _Runner) -> None:
+    """Train the linear model: its rate by day N - 1, then the seeds."""
+    config = runner.config
+
+    def plan(rate: float, seed: int, until: str) -> _Plan:
+        training = config.training.model_copy(update={"embedding_rate": rate})  # one rate for all its weights
+        changed = config.model_copy(update={"training": training})
+        method = MethodConfig(name=_FLOOR.name, rule=RuleConfig(name="naive"))
+        return _plan(changed, _FLOOR, method, Setting(_round(rate / config.search.base_rate)), seed, until)
+
+    rates = config.search.floor_rates
+    rows = runner.run("the linear floor", [plan(rate, _SEARCH_SEED, "selection") for rate in rates])
+    scores = [-math.inf if math.isnan(score := runner.score(row)) else score for row in rows]
+    best = rates[scores.index(max(scores))]
+    runner.run("the linear floor over seeds", [plan(best, seed, "final") for seed in config.search.seeds])
+
+
+def _method_summary(runner: _Runner, search: _Search, best: Setting) -> MethodSummary:
+    grid = search.grid(runner.config.search.rates)
+    paper = search.best(grid)
+    return MethodSummary(
+        name=search.method.name,
+        vary=search.method.vary,
+        multiple=best.multiple,
+        value=best.value,
+        survived=search.best() is not None,
+        at_edge=bool(search.untried()),
+        tried=len(search.scores),
+        score=search.scores[best],
+        paper_multiple=paper.multiple if paper else None,
+        paper_value=paper.value if paper else None,
+        paper_score=search.scores[paper] if paper else math.nan,
+        falls_off={
+            model.name: _fall_off(runner, model.name, search.method.name, best) for model in runner.config.models
+        },
+    )
+
+
+def _fall_off(runner: _Runner, model: str, method: str, best: Setting) -> float | None:
+    """Return the lowest multiple, above the model's best one, that diverged or lost too much; None if none did."""
+    rows = [
+        row
+        for row in runner.rows
+        if (row.model, row.method, row.value, row.until) == (model, method, best.value, "selection")
+    ]
+    scores = {row.multiple: runner.score(row) for row in rows}
+    alive = {multiple: score for multiple, score in scores.items() if not math.isnan(score)}
+    if not alive:
+        return min(scores)
+    top = max(alive, key=lambda multiple: alive[multiple])
+    limit = alive[top] - runner.config.search.fall_off
+    return min((m for m, score in scores.items() if m > top and not score >= limit), default=None)
+
+
+def _task(name: str | None, of_kind: list[str], judged: list[str], key: str) -> str:
+    if name is None:
+        return next(task for task in of_kind if task in judged)
+    if name not in of_kind:
+        raise InputError(f"{key} is {name!r}; expected one of {', '.join(of_kind)}")
+    return name
+
+
+def _claim(out: Path, config: StudyConfig) -> None:
+    """Make the folder this study's, or refuse one that holds something else."""
+    written = out / "study.toml"
+    if written.exists():
+        if load(StudyConfig, written) != config:
+            raise InputError(
+                f"{out} holds another study (its study.toml differs); expected a new folder, or this study's"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not a study's folder; expected a new or an empty one")
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / "study.toml.draft"
+    draft.write_text(dump(config))
+    draft.rename(written)
+
+
+def _round(number: float) -> float:
+    """Return the number without what binary arithmetic adds to it: 0.1 * 0.1 is 0.01."""
+    return float(f"{number:.12g}")

@@ -1,0 +1,191 @@
+"""The one schema of a study's results: what is written, what the table and the report read.
+
+``results.parquet`` has a row for each trial, ``summary.json`` what was selected and the table; the steps and days of
+each trial stay in its own folder under ``trials/``.
+"""
+
+import json
+import math
+import platform
+import statistics
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from surefoot.study.config import StudyConfig, dump
+
+_PACKAGES = ("surefoot", "torch", "numpy", "polars", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial: where it stands in the study, and its result."""
+
+    trial: str
+    model: str
+    method: str
+    multiple: float  # of the base rate
+    rate: float
+    value: float | None  # of the threshold that the method varies
+    seed: int
+    until: str  # "selection": scored on day N - 1; "final": on day N
+    result: dict[str, Any]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it diverged fully."""
+        return self.result["verdict"] == "full"
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the scored day, ``{"auc/promo": ...}``."""
+        return {key: value for key, value in self.result.items() if "/" in key}
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """What the search found for one method."""
+
+    name: str
+    vary: str | None
+    multiple: float  # of the best setting
+    value: float | None
+    survived: bool  # whether any setting did not diverge
+    at_edge: bool  # whether a neighbour of the best setting was left untried
+    tried: int
+    score: float  # the selection metric on day N - 1
+    paper_multiple: float | None  # the best setting of the paper's own grid; None if all of it diverged
+    paper_value: float | None
+    paper_score: float
+    falls_off: dict[str, float | None]  # by model: the lowest multiple that fell off; None: none that was tried
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study was and what it selected."""
+
+    name: str
+    data: str
+    notice: str
+    days: tuple[str, ...]
+    tasks: list[tuple[str, str, bool]]  # name, kind, judged
+    select_by: str
+    show: str
+    searched_on: str
+    base_rate: float
+    steps: int  # of a final run that does not diverge
+    models: list[str]
+    methods: list[MethodSummary]
+    workers: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of the table."""
+
+    model: str
+    method: str
+    setting: str
+    auc: str
+    rmse: str
+    diverged: str
+    falls_off: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's results, in memory."""
+
+    summary: Summary
+    rows: list[Row] = field(repr=False)
+
+    def finals(self, model: str, method: str) -> list[Row]:
+        """Return the trials that were scored on day N."""
+        return [r for r in self.rows if (r.model, r.method, r.until) == (model, method, "final")]
+
+    def table(self) -> list[TableRow]:
+        """Return the table: per model and method, then the floor."""
+        lines = [self._line(model, method) for model in self.summary.models for method in self.summary.methods]
+        floor = sorted({row.model for row in self.rows} - set(self.summary.models))
+        return lines + [self._floor_line(name) for name in floor]
+
+    def _line(self, model: str, method: MethodSummary) -> TableRow:
+        rows = [row for row in self.rows if (row.model, row.method) == (model, method.name)]
+        fell = method.falls_off[model]
+        top = max((row.multiple for row in rows), default=0)
+        paper = "diverged"
+        if method.paper_multiple is not None:
+            where = setting(method.paper_multiple, method.vary, method.paper_value)
+            paper = f"{100 * method.paper_score:.2f} ({where})"
+        return TableRow(
+            model=model,
+            method=method.name,
+            setting=setting(method.multiple, method.vary, method.value) + (", at edge" if method.at_edge else ""),
+            auc=_mean_std(self.finals(model, method.name), f"auc/{self.summary.select_by}", 100, 2),
+            rmse=_mean_std(self.finals(model, method.name), f"rmse/{self.summary.show}", 1, 4),
+            diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
+            falls_off=f"{fell:g}x" if fell is not None else f"above {top:g}x",
+            paper=paper if model == self.summary.searched_on else "",
+        )
+
+    def _floor_line(self, name: str) -> TableRow:
+        rows = [row for row in self.rows if row.model == name]
+        finals = self.finals(name, name)
+        return TableRow(
+            model=name,
+            method="",
+            setting=f"rate {finals[0].rate:g}" if finals else "",
+            auc=_mean_std(finals, f"auc/{self.summary.select_by}", 100, 2),
+            rmse=_mean_std(finals, f"rmse/{self.summary.show}", 1, 4),
+            diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
+            falls_off="",
+            paper="",
+        )
+
+
+def setting(multiple: float, vary: str | None, value: float | None) -> str:
+    """Return a setting in words: ``2x, threshold 0.1``."""
+    return f"{multiple:g}x" if vary is None else f"{multiple:g}x, {vary} {value:g}"
+
+
+def _mean_std(rows: list[Row], metric: str, scale: float, digits: int) -> str:
+    """Return ``mean ± std`` over the runs that did not diverge, and how many did."""
+    alive = [scale * row.scores[metric] for row in rows if not row.diverged]
+    if not alive:
+        return "diverged"
+    spread = statistics.stdev(alive) if len(alive) > 1 else math.nan
+    text = f"{statistics.fmean(alive):.{digits}f} ± {spread:.{digits}f}"
+    return text if len(alive) == len(rows) else f"{text} ({len(rows) - len(alive)} of {len(rows)} diverged)"
+
+
+def write(out: Path, summary: Summary, rows: list[Row], config: StudyConfig) -> Study:
+    """Write ``results.parquet`` and ``summary.json`` into the study's folder, each whole or not at all."""
+    study = Study(summary, rows)
+    flat = [{key: value for key, value in asdict(row).items() if key != "result"} | row.result for row in rows]
+    draft = out / "results.parquet.draft"
+    pl.DataFrame(flat, infer_schema_length=None).write_parquet(draft)
+    draft.rename(out / "results.parquet")
+    document = {
+        **asdict(summary),
+        "table": [asdict(line) for line in study.table()],
+        "config": dump(config),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    draft = out / "summary.json.draft"
+    draft.write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False))
+    draft.rename(out / "summary.json")
+    return study
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

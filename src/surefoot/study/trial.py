@@ -1,0 +1,188 @@
+"""One run from its configuration to its folder.
+
+A run folder holds ``config.toml``, the complete configuration; ``metrics.parquet``, a row for each step;
+``days.parquet``, the scores of every day; and ``events.jsonl``, the journal, whose last line, ``"finished"``, is the
+result. A folder without that line was interrupted.
+"""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import nn
+
+from surefoot.data import synthetic
+from surefoot.data.schema import Log, Schema
+from surefoot.data.sources import completejourney
+from surefoot.data.windows import MovingWindow
+from surefoot.errors import InputError
+from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
+from surefoot.models.ranker import LinearRanker, Ranker, split_parameters
+from surefoot.monitor.divergence import Detector, Event
+from surefoot.optim.adagrad import Adagrad
+from surefoot.study.config import DataConfig, ModelConfig, RunConfig, dump
+from surefoot.training.loop import Run, train, warm_up
+
+
+@lru_cache(maxsize=1)
+def load_log(data: DataConfig) -> Log:
+    """Return the log; a process that runs many trials loads it once.
+
+    Raises:
+        InputError: if it cannot be had or holds what cannot be trained on.
+    """
+    if data.source == "completejourney":
+        return completejourney.load(data.days)
+    try:
+        return synthetic.make(
+            days=data.days, rows_per_day=data.rows_per_day, drift_day=data.drift_day, drift=data.drift, seed=data.seed
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"data: {error}") from None
+
+
+def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
+    """Return the model for a log's columns, its weights drawn from torch's global generator."""
+    if config.bottom == "linear":
+        return LinearRanker(schema)
+    rows = [column.rows for column in schema.categorical]
+    width = len(rows) * config.embedding_dim + len(schema.dense)
+    tasks = len(schema.tasks)
+    if config.bottom == "experts":
+        bottom = MixtureOfExperts(width, config.hidden, tasks, experts=config.experts)
+    else:
+        bottom = SharedBottom(width, config.hidden, tasks)
+    return Ranker(
+        embedding=FeatureEmbedding(rows, config.embedding_dim),
+        interaction=CrossNetwork(width, config.cross_layers) if config.cross_layers else nn.Identity(),
+        bottom=bottom,
+        heads=nn.ModuleDict({task.name: nn.Linear([width, *config.hidden][-1], 1) for task in schema.tasks}),
+    )
+
+
+def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+    """Train as configured, write the run folder, return the result, which is the journal's last line.
+
+    Raises:
+        InputError: if the log, the device or the number of days cannot be used.
+    """
+    torch.set_num_threads(config.training.threads)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless told either way
+    log = load_log(config.data)
+    device = _device(config.training.device)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, log.schema).to(device)
+    parameters = split_parameters(model)
+    training = config.training
+    dense = Adagrad(
+        parameters.dense.values(),
+        config.rate,
+        rule=config.rule.build(),
+        initial_accumulator_value=training.initial_accumulator_value,
+    )
+    embedding = torch.optim.Adagrad(
+        parameters.embedding.values(),
+        training.embedding_rate,
+        initial_accumulator_value=training.embedding_initial_accumulator_value,
+    )
+    window = MovingWindow(log, training.batch_size, training.window_days, training.steps_per_day, config.seed)
+    detector = Detector()
+    last = len(log.days) - 1
+    started = time.perf_counter()
+    run = train(
+        model,
+        window,
+        [dense, embedding],
+        days=last if config.until == "final" else last - 1,
+        detector=detector,
+        layers=parameters.dense,
+        schedulers=[warm_up(dense, config.warmup_steps)],
+        curve_day=last if config.until == "final" else None,
+        on_step=on_step,
+    )
+    result = _result(run, detector.events, seconds=time.perf_counter() - started)
+    _write(folder, config, run, detector.events, result)
+    finished = read_result(folder)
+    assert finished is not None
+    return finished
+
+
+def total_steps(config: RunConfig) -> int:
+    """Return how many steps the run takes if it does not diverge."""
+    log, training = load_log(config.data), config.training
+    window = MovingWindow(log, training.batch_size, training.window_days, training.steps_per_day)
+    days = len(log.days) - (1 if config.until == "final" else 2)
+    return sum(window.steps(day) for day in range(days))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run's folder, scores that are not finite as NaN; None if it did not finish."""
+    journal = folder / "events.jsonl"
+    if not journal.exists():
+        return None
+    last = json.loads(journal.read_text().splitlines()[-1])
+    return {key: math.nan if value is None and "/" in key else value for key, value in last.items() if key != "event"}
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("training.device is 'cuda' and no CUDA device is found; expected 'cpu' on this machine")
+    return torch.device(name)
+
+
+def _result(run: Run, events: list[Event], seconds: float) -> dict[str, Any]:
+    """Return the run in one flat row."""
+    worst = min(
+        (event for event in events if event.verdict is run.verdict), key=lambda event: event.onset, default=None
+    )
+    factors = [key for key in run.steps[0] if key.startswith("clip_factor/")]
+    values = [float(row[key]) for row in run.steps for key in factors]
+    return {
+        "verdict": run.verdict.value,
+        "onset": worst.onset if worst else None,
+        "reason": worst.reason if worst else None,
+        "steps": len(run.steps),
+        "seconds": round(seconds, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "clipped_share": sum(value != 1.0 for value in values) / len(values),
+        **{key: value for key, value in run.final.items() if key != "day"},
+        "scored_day": run.final["day"],
+    }
+
+
+def _write(folder: Path, config: RunConfig, run: Run, events: list[Event], result: dict[str, Any]) -> None:
+    """Write the folder; the journal last, by a rename, so that its presence means that all else is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(dump(config))
+    pl.DataFrame(run.steps).write_parquet(folder / "metrics.parquet")
+    days = [{"scored": kind} | row for kind, rows in (("next_day", run.next_day), ("curve", run.curve)) for row in rows]
+    pl.DataFrame(days, infer_schema_length=None).write_parquet(folder / "days.parquet")
+    lines = [
+        {
+            "event": "divergence",
+            "task": e.task,
+            "step": e.onset,
+            "end": e.end,
+            "verdict": e.verdict.value,
+            "reason": e.reason,
+        }
+        for e in events
+    ]
+    lines.append({"event": "finished", **{key: _plain(value) for key, value in result.items()}})
+    draft = folder / "events.jsonl.draft"
+    draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    draft.rename(folder / "events.jsonl")
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold; a number that is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

