@@ -1,6 +1,9 @@
 """Keeps multitask ranking models from diverging in training."""
 
-from surefoot.optim.adagrad import Accumulate, Adagrad, ClippyAdagrad, Epsilon
+from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.clippy_adagrad import ClippyAdagrad
+from surefoot.optim.eager import Accumulate, Epsilon
+from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import (
     AdaptiveGradientClip,
     Clippy,
@@ -23,6 +26,7 @@ __all__ = [
     "GlobalGradientClip",
     "GradientClip",
     "NoClip",
+    "NonFinite",
     "Rule",
     "TrustRatio",
     "__version__",

@@ -5,9 +5,9 @@ Every method here is one choice of the factor :math:`\sigma` in eq. (5) of Tang 
 .. math:: w \leftarrow w - \eta\,\sigma\,r
 
 with the direction :math:`r` and the learning rate :math:`\eta` left to the optimizer. A rule sees the
-weight, the gradient, the update :math:`r` and the rate, and nothing else. It works in two halves, so that
-it also runs on pieces of a tensor: ``measure`` turns each piece into a few numbers, which combine by
-``reduce`` (a sum or a minimum), and ``factor`` turns the combined numbers into :math:`\sigma`.
+weight, the gradient, the update :math:`r` and the rate, and nothing else. It works in steps, so that it also
+runs on pieces of a tensor: ``terms`` says what each coordinate contributes, ``reduce`` how contributions combine
+(a sum or a minimum), and ``factor`` turns what has been combined, the measure, into :math:`\sigma`.
 
 What holds for every rule:
 
@@ -57,22 +57,52 @@ class Rule(ABC):
         return Scope.TENSOR
 
     @abstractmethod
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        """Return the numbers of this piece that ``factor`` needs.
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        """Return what each coordinate contributes to the measure: k tensors of the weight's shape.
 
         Args:
-            weight: the parameter before the step, any shape.
+            weight: the parameter before the step, or a piece of it; any shape, float32 or better.
             grad: its gradient, the weight's shape.
             update: the optimizer's update r of eq. (5), the weight's shape, without the learning rate.
             lr: the learning rate of this step.
-
-        Returns:
-            A tensor of float32 or better: 0-d or (k,), and (k, units) where the scope is ``UNIT``.
         """
 
     @abstractmethod
     def factor(self, measure: Tensor) -> Tensor:
         """Return sigma, 0-d or (units,), from the combined measure of one scope."""
+
+    def unit_dims_of(self, shape: torch.Size) -> int:
+        """Return how many leading dimensions of a weight index its units; 0 where one factor covers the tensor."""
+        return 0
+
+    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
+        """Return the combined terms of a tensor, or of a piece that holds whole units.
+
+        Args:
+            weight: the parameter before the step, any shape and floating-point type.
+            grad: its gradient, the weight's shape.
+            update: the optimizer's update r of eq. (5), the weight's shape, without the learning rate.
+            lr: the learning rate of this step.
+
+        Returns:
+            A tensor of float32 or better: 0-d, or (units,) if the rule has factors for units; with k terms
+            (k,) or (k, units).
+        """
+        return self.partial(weight, grad, update, lr, self.unit_dims_of(weight.shape))
+
+    def partial(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor, units: int) -> Tensor:
+        """Return the combined terms of a piece of which the leading ``units`` dimensions index units."""
+        terms = self.terms(wide(weight), wide(grad), wide(update), lr)
+        combined = [self.combine(term.flatten(units) if term.ndim > units else term[..., None]) for term in terms]
+        return combined[0] if len(combined) == 1 else torch.stack(combined)
+
+    def combine(self, parts: Tensor) -> Tensor:
+        """Return terms, or the measures of several pieces, combined over the last dimension."""
+        if self.reduce is Reduce.SUM:
+            return parts.sum(-1)
+        if parts.shape[-1] == 0:
+            return parts.new_full(parts.shape[:-1], self.reduce.value)
+        return parts.amin(-1)
 
     def __call__(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
         """Return sigma for one whole tensor."""
@@ -84,16 +114,9 @@ def broadcast(factor: Tensor, weight: Tensor) -> Tensor:
     return factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if its type is narrower."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _sum_of_squares(x: Tensor, unit_dims: int = 0) -> Tensor:
-    """Sum x^2 over all but the leading ``unit_dims`` dimensions."""
-    dims = tuple(range(unit_dims, x.ndim))
-    if not dims:  # dim=() would mean all of them
-        return _wide(x).square()
-    return torch.linalg.vector_norm(_wide(x), dim=dims).square()
 
 
 @dataclass(frozen=True)
@@ -106,8 +129,8 @@ class NoClip(Rule):
 
     reduce = Reduce.MIN
 
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        return _wide(update.new_empty(())).fill_(self.reduce.value)
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        return (torch.full_like(update, self.reduce.value),)
 
     def factor(self, measure: Tensor) -> Tensor:
         return torch.ones_like(measure)
@@ -136,8 +159,8 @@ class GradientClip(Rule):
     def __post_init__(self) -> None:
         checks.positive("threshold", self.threshold)
 
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        return _sum_of_squares(grad)
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        return (grad.square(),)
 
     def factor(self, measure: Tensor) -> Tensor:
         return (self.threshold / measure.sqrt()).clamp(max=1.0)
@@ -203,15 +226,18 @@ class AdaptiveGradientClip(Rule):
     def __post_init__(self) -> None:
         checks.positive("threshold", self.threshold)
         checks.positive("floor", self.floor)
-        checks.positive("unit_dims", self.unit_dims)
+        if not (isinstance(self.unit_dims, int) and self.unit_dims >= 1):
+            raise ValueError(f"unit_dims is {self.unit_dims!r}; expected a whole number, 1 or above")
 
     @property
     def scope(self) -> Scope:
         return Scope.UNIT if self.unitwise else Scope.TENSOR
 
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        unit_dims = self.unit_dims if self.unitwise and weight.ndim > self.unit_dims else 0
-        return torch.stack([_sum_of_squares(weight, unit_dims), _sum_of_squares(grad, unit_dims)])
+    def unit_dims_of(self, shape: torch.Size) -> int:
+        return self.unit_dims if self.unitwise and len(shape) > self.unit_dims else 0
+
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        return weight.square(), grad.square()
 
     def factor(self, measure: Tensor) -> Tensor:
         weight_norm, grad_norm = measure.sqrt()
@@ -245,12 +271,12 @@ class TrustRatio(Rule):
     def __post_init__(self) -> None:
         checks.positive("scale", self.scale)
 
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        return torch.stack([_sum_of_squares(weight), _sum_of_squares(update)])
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        return weight.square(), update.square()
 
     def factor(self, measure: Tensor) -> Tensor:
         weight_norm, update_norm = measure.sqrt()
-        undefined = (weight_norm == 0) | (update_norm == 0)
+        undefined = ((weight_norm == 0) & update_norm.isfinite()) | (update_norm == 0)
         return torch.where(undefined, 1.0, self.scale * weight_norm / update_norm)
 
 
@@ -290,15 +316,15 @@ class Clippy(Rule):
         for name in ("relative", "absolute", "accumulator_relative"):
             checks.non_negative(name, getattr(self, name))
 
-    def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
-        if update.numel() == 0:
-            return _wide(update.new_empty(())).fill_(self.reduce.value)
-        weight, grad, update = _wide(weight), _wide(grad), _wide(update)
-        bound = self.relative * weight.abs() + self.absolute
+    def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
+        bound = weight.abs().mul_(self.relative).add_(self.absolute)
+        step = update.abs().mul_(lr)
+        ratio = bound.div_(step)
         if self.accumulator_relative:
-            bound = bound + self.accumulator_relative * (update / grad).abs()  # 0/0 only where there is no step
-        step = lr * update.abs()
-        return torch.where(step == 0, self.reduce.value, bound / step).amin()
+            ratio += self.accumulator_relative / (lr * grad).abs()  # |r / g| / |lr r|
+        if self.absolute:
+            return (ratio,)  # bound / 0 is inf: what does not move does not constrain
+        return (torch.where(step == 0, self.reduce.value, ratio),)  # 0 / 0 is NaN
 
     def factor(self, measure: Tensor) -> Tensor:
         return measure.clamp(max=1.0)

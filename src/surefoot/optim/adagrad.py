@@ -1,40 +1,20 @@
 """Adagrad in the form of eq. (5): a direction, a factor from any rule, a step."""
 
-from collections.abc import Callable, Iterable
-from enum import Enum
-from typing import Any, NamedTuple, Self, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from surefoot import checks
-from surefoot.rules import Clippy, NoClip, Rule, Scope, broadcast
+from surefoot.optim import checkpoint, eager, kernel, nonfinite
+from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
+from surefoot.optim.nonfinite import NonFinite
+from surefoot.rules import Clippy, NoClip, Rule, Scope
 
-
-class Accumulate(Enum):
-    """When the accumulator takes in the squared gradient, and which."""
-
-    BEFORE = "before"  # before the direction is taken: the paper's algorithm 1, and torch.optim.Adagrad
-    AFTER = "after"  # after the step: the default of TensorFlow Recommenders
-    AFTER_CLIPPED = "after_clipped"  # after the step, and the clipped gradient sigma * g
-
-
-class Epsilon(Enum):
-    """Where epsilon stands in the direction's denominator."""
-
-    OUTSIDE = "outside"  # sqrt(G) + eps, as in torch.optim.Adagrad
-    INSIDE = "inside"  # sqrt(G + eps), as in TensorFlow Recommenders
-
-
-class _Move(NamedTuple):
-    """What one parameter would do, before its factor is known."""
-
-    param: Tensor
-    grad: Tensor
-    update: Tensor  # r of eq. (5)
-    measure: Tensor
-    group: dict[str, Any]
+_ENUMS = {"epsilon": Epsilon, "accumulate": Accumulate}
+_OPTIONS = tuple(Options.__dataclass_fields__)
 
 
 class Adagrad(Optimizer):
@@ -44,24 +24,32 @@ class Adagrad(Optimizer):
         G \leftarrow G + g^2, \qquad r = g / (\sqrt{G} + \epsilon), \qquad w \leftarrow w - \eta\,\sigma\,r
 
     Args:
-        params: parameters, or parameter groups; a group may set any option below, its own ``rule`` included.
-            Dense, real, floating-point parameters.
+        params: parameters, or parameter groups; a group may set any option below but the last two, its own ``rule``
+            included. Real floating-point parameters with dense or sparse gradients: of sparse ones duplicate rows are
+            summed first, and rules measure the touched rows (for Clippy and the gradient clips that equals a dense
+            gradient with zeros; AdaptiveGradientClip and TrustRatio see the norm of the touched rows' weights).
         lr: the learning rate :math:`\eta`, a float or a 0-d tensor.
         rule: gives the factor :math:`\sigma`. A rule over the whole model (``GlobalGradientClip``) covers all
             parameters whose groups have an equal rule.
         initial_accumulator_value: :math:`G_0`. Default 0.1, as in the paper.
         eps: :math:`\epsilon`; 0 in the paper. A coordinate whose gradient has always been 0 does not move.
-        epsilon: where eps stands.
-        accumulate: when G takes in the squared gradient. An enum here and in the previous argument, or its value.
+        epsilon: where eps stands. An enum here and in ``accumulate`` and ``nonfinite``, or its value.
+        accumulate: when G takes in the squared gradient.
         weight_decay: decoupled, :math:`w \leftarrow w - \eta \cdot weight\_decay \cdot w`, before the step and
             outside the rule's bound.
         maximize: go up the gradient instead of down.
+        nonfinite: what happens when a gradient is NaN or infinite; by default the whole step is skipped, by
+            selection, so that weights, state and step counters stay bit-equal.
+        fused: True: step dense float32 parameters on the CPU under Clippy or no rule in one pass over memory, by a
+            kernel that the machine's C++ compiler makes on first use; False: never; None: where it can be had.
 
     The state of a parameter is ``step``, a float32 scalar, and ``sum``, the accumulator :math:`G` in float32 or
-    better, named as in ``torch.optim.Adagrad``.
+    better, named as in ``torch.optim.Adagrad``, whose checkpoints load. ``GradScaler`` hands its scale and its
+    ``found_inf`` to the step, which then needs no ``unscale_``.
 
     Raises:
         ValueError: if an option is out of range, naming it and the value.
+        TypeError: if the rule is not a rule object.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> optimizer = Adagrad([w], lr=0.1, rule=Clippy(relative=0.5, absolute=0.01))
@@ -72,6 +60,10 @@ class Adagrad(Optimizer):
 
     Reference: J. Duchi et al., JMLR 2011; algorithm 1 and eq. (5) of J. Tang et al., arXiv:2302.09178.
     """
+
+    _step_supports_amp_scaling = True  # tells GradScaler to set grad_scale and found_inf
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -85,8 +77,14 @@ class Adagrad(Optimizer):
         accumulate: Accumulate | str = Accumulate.BEFORE,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
+        fused: bool | None = None,
     ) -> None:
-        self._factors: dict[Tensor, Tensor] = {}
+        if fused and not kernel.available():
+            raise ValueError("fused is True and no C++ compiler is found; expected None or False on this machine")
+        self._fused = fused is not False
+        self._nonfinite = NonFinite(nonfinite)
+        self._forget()
         defaults = {
             "lr": lr,
             "rule": rule,
@@ -104,112 +102,249 @@ class Adagrad(Optimizer):
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1])
-        except ValueError:
+        except Exception:
             self.param_groups.pop()  # a refused group leaves the optimizer as it was
             raise
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_fused": self._fused, "_nonfinite": self._nonfinite}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._factors = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._last: list[tuple[list[Tensor], Rule, Tensor]] = []  # parameters, rule, measure of the last move
+        self._skipped: int | Tensor = 0
+        self._told = False
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as torch.optim does, compiled graphs end here
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; return the closure's loss if a closure is given.
 
         Parameters without a gradient stay as they are. ``p.grad`` is left as it was found.
+
+        Raises:
+            FloatingPointError: under ``NonFinite.RAISE``, before anything has moved.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for param, grad, _ in ready:
-            _refuse_sparse(param, grad)  # before anything has moved
-        moves = [self._propose(*each) for each in ready]
-        for move, factor in zip(moves, _factors(moves), strict=True):
-            self._apply(move, factor)
-            self._factors[move.param] = factor
+        items = self._items()
+        if self._nonfinite is NonFinite.SKIP_TENSOR and self.found_inf is None:
+            items = _without_bad_tensors(items)
+        else:
+            flag = self._flag(items)
+            if flag is not None and nonfinite.readable(flag):
+                if bool(flag):
+                    self._skip(1)
+                    return loss
+            elif flag is not None:
+                self._skip(flag)
+                items = [item._replace(skip=flag) for item in items]
+        self._move(items)
         return loss
 
     def clip_factors(self) -> dict[Tensor, Tensor]:
-        """Return sigma of each parameter's last step: 0-d, or one number for each unit; no wait for the device."""
-        return dict(self._factors)
+        """Return sigma of each parameter that the last step moved, 0-d or one for each unit, without a wait."""
+        return _by_parameter((params, rule.factor(measure)) for params, rule, measure in self._last)
 
-    def _propose(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> _Move:
-        """Take the direction and the rule's measure; accumulate first if the group says so."""
-        state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            wide = torch.promote_types(param.dtype, torch.float32)
-            state["sum"] = torch.full_like(param, group["initial_accumulator_value"], dtype=wide)
-        total = state["sum"]
-        grad = grad.to(total.dtype)
-        if group["maximize"]:
-            grad = -grad
-        if group["weight_decay"]:
-            param.mul_(1 - group["lr"] * group["weight_decay"])
-        if group["accumulate"] is Accumulate.BEFORE:
-            total.addcmul_(grad, grad)
-        if group["epsilon"] is Epsilon.INSIDE:
-            denominator = (total + group["eps"]).sqrt_()
-        else:
-            denominator = total.sqrt().add_(group["eps"])
-        tiny = torch.finfo(denominator.dtype).tiny  # 0 / tiny = 0 where no gradient has ever been
-        update = grad / denominator.clamp_(min=tiny)
-        return _Move(param, grad, update, group["rule"].measure(param, grad, update, group["lr"]), group)
+    def measures(self) -> dict[Tensor, Tensor]:
+        """Return what the rule measured of each such parameter (``Rule.measure``), without a wait."""
+        return _by_parameter((params, measure) for params, _, measure in self._last)
 
-    def _apply(self, move: _Move, factor: Tensor) -> None:
-        group, state = move.group, self.state[move.param]
-        sigma = broadcast(factor, move.update)
-        if group["accumulate"] is Accumulate.AFTER:
-            state["sum"].addcmul_(move.grad, move.grad)
-        elif group["accumulate"] is Accumulate.AFTER_CLIPPED:
-            state["sum"].add_((sigma * move.grad).square_())
-        state["step"] += 1
-        move.param.sub_((group["lr"] * (sigma * move.update)).to(move.param.dtype))
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped for a gradient that was not finite; on an accelerator, asking waits for it."""
+        return int(self._skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as ``torch.optim.Optimizer`` does, every option in it a number, a string or a tensor.
+
+        A rule is saved as its repr, an enum as its value, so that the file loads with ``weights_only=True``.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group["rule"] = repr(group["rule"])
+            for name, kind in _ENUMS.items():
+                group[name] = kind(group[name]).value
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state of this optimizer or of ``torch.optim.Adagrad``.
+
+        Accumulators keep their type, float32 beside bfloat16 weights for example. Options that the state does not have
+        stay as they were constructed. A rule is compared, not made from the file.
+
+        Raises:
+            ValueError: if the state is another optimizer's, lacks keys, has other groups or another rule, or was made
+                with coupled weight decay or a decaying rate, which this optimizer does not have.
+        """
+        groups = checkpoint.merged_groups(state_dict, self.param_groups)
+        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
+        checkpoint.restore_types(self, state_dict)
+        for group in self.param_groups:
+            _check(group)
+
+    def _items(self) -> list[Item]:
+        """Return all parameters that have a gradient, their state made if it is their first step."""
+        items = []
+        for group in self.param_groups:
+            options = Options(**{field: group[field] for field in _OPTIONS})
+            for param in group["params"]:
+                if param.grad is not None:
+                    state = self.state[param]
+                    if not state:
+                        wide = torch.promote_types(param.dtype, torch.float32)
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                        state["sum"] = torch.full_like(param, group["initial_accumulator_value"], dtype=wide)
+                    elif state["sum"].shape != param.shape:
+                        raise ValueError(
+                            f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
+                            f"{tuple(state['sum'].shape)}; expected weights that keep their shape between steps"
+                        )
+                    items.append(Item(param, param.grad, state["sum"], options, self.grad_scale, None))
+        return items
+
+    def _flag(self, items: Sequence[Item]) -> Tensor | None:
+        """Return whether to skip the step, a 0-d bool that need not have been computed yet; None: it is not skipped."""
+        if self.found_inf is not None:
+            return self.found_inf.squeeze() > 0
+        if self._nonfinite is NonFinite.PROPAGATE or not items:
+            return None
+        fast = [item.grad for item in items if self._fused and kernel.takes(item.grad)]
+        slow = [item.grad for item in items if not (self._fused and kernel.takes(item.grad))]
+        flags = nonfinite.not_finite(slow) + [torch.tensor(not kernel.all_finite(fast))] * bool(fast)
+        if self._nonfinite is NonFinite.RAISE:
+            for item in items if any(map(bool, flags)) else []:
+                if bool(nonfinite.not_finite([item.grad])[0]):
+                    raise FloatingPointError(
+                        f"the gradient of a parameter of shape {tuple(item.param.shape)} is NaN or infinite; "
+                        "nothing has moved"
+                    )
+            return None
+        return nonfinite.any_of(flags)
+
+    def _skip(self, count: int | Tensor) -> None:
+        self._skipped = self._skipped + count
+        if not self._told and isinstance(count, int):
+            self._told = True
+            nonfinite.tell(type(self).__name__)
+
+    def _move(self, items: list[Item]) -> None:
+        """Move the weights: what the kernel takes by the kernel, the rest in torch's own operations."""
+        self._last = [] if items else self._last
+        fast: dict[int, list[Item]] = {}
+        slow: list[Item] = []
+        for item in items:
+            if self._fused and _fits_kernel(item):
+                fast.setdefault(id(item.options), []).append(item)
+            else:
+                slow.append(item)
+        for alike in fast.values():
+            self._last.append(([item.param for item in alike], alike[0].options.rule, _kernel_step(alike)))
+            torch._foreach_add_([self.state[item.param]["step"] for item in alike], 1)  # pyright: ignore[reportPrivateImportUsage]
+        moves = eager.moves(slow)
+        measures = _over_models(moves, [move.measure() for move in moves])
+        for move, measure in zip(moves, measures, strict=True):
+            move.apply(move.options.rule.factor(measure))
+            self._last.append((move.params, move.options.rule, measure))
+        for item in slow:
+            self.state[item.param]["step"] += 1 if item.skip is None else ~item.skip
 
 
-def _refuse_sparse(param: Tensor, grad: Tensor) -> None:
-    if grad.is_sparse:
-        raise ValueError(
-            f"params has a parameter of shape {tuple(param.shape)} with a sparse gradient; expected dense gradients: "
-            "give such embeddings an optimizer of their own, torch.optim.Adagrad for example"
-        )
-
-
-def _factors(moves: list[_Move]) -> list[Tensor]:
-    """Return sigma for each move; moves whose equal rules cover the whole model share one."""
-    totals: dict[Rule, Tensor] = {}
-    for move in moves:
-        rule = move.group["rule"]
-        if rule.scope is Scope.MODEL:
-            measure = move.measure.to(moves[0].measure.device)
-            totals[rule] = totals[rule] + measure if rule in totals else measure
-    shared = {rule: rule.factor(total) for rule, total in totals.items()}
+def _over_models(moves: Sequence[eager.Move], measures: list[Tensor]) -> list[Tensor]:
+    """Return the measures, those of equal rules that cover the whole model combined into one."""
+    parts: dict[Rule, list[Tensor]] = {}
+    for move, measure in zip(moves, measures, strict=True):
+        if move.options.rule.scope is Scope.MODEL:
+            several = len(move.params) > 1
+            parts.setdefault(move.options.rule, []).append(move.options.rule.combine(measure) if several else measure)
+    totals = {
+        rule: rule.combine(torch.stack([p.to(several[0].device) for p in several], -1))
+        for rule, several in parts.items()
+    }
     return [
-        shared[move.group["rule"]].to(move.param.device)
-        if move.group["rule"] in shared
-        else move.group["rule"].factor(move.measure)
-        for move in moves
+        totals[move.options.rule].to(move.params[0].device) if move.options.rule in totals else measure
+        for move, measure in zip(moves, measures, strict=True)
     ]
 
 
+def _by_parameter(several: Iterable[tuple[list[Tensor], Tensor]]) -> dict[Tensor, Tensor]:
+    """Return numbers that belong to one parameter, to all of a list, or to each (the last dimension) by parameter."""
+    found: dict[Tensor, Tensor] = {}
+    for params, value in several:
+        each = value.unbind(-1) if len(params) > 1 and value.ndim else [value] * len(params)
+        found |= zip(params, each, strict=True)
+    return found
+
+
+def _without_bad_tensors(items: Sequence[Item]) -> list[Item]:
+    """Return the items whose gradients are finite; where that is not known yet, marked with a flag."""
+    kept = []
+    for item, flag in zip(items, nonfinite.not_finite([item.grad for item in items]), strict=True):
+        if not nonfinite.readable(flag):
+            kept.append(item._replace(skip=flag))
+        elif not bool(flag):
+            kept.append(item)
+    return kept
+
+
+def _fits_kernel(item: Item) -> bool:
+    """Whether the kernel does exactly what the options ask for, on exactly such tensors."""
+    options = item.options
+    rule = options.rule
+    return (
+        (type(rule) is NoClip or (type(rule) is Clippy and not rule.accumulator_relative))
+        and options.accumulate is Accumulate.BEFORE
+        and (options.epsilon is Epsilon.OUTSIDE or not options.eps)
+        and item.scale is None
+        and kernel.takes(item.param, item.grad, item.total)
+    )
+
+
+def _kernel_step(items: Sequence[Item]) -> Tensor:
+    """Step tensors of equal options; return Clippy's measure of each, 0-d for one tensor, (tensors,) for several."""
+    options = items[0].options
+    rule, lr = options.rule, float(options.lr)
+    ratios = torch.empty(len(items))
+    kernel.clippy_adagrad(
+        [item.param for item in items],
+        [item.grad for item in items],
+        [item.total for item in items],
+        ratios,
+        lr=lr,
+        relative=rule.relative if isinstance(rule, Clippy) else torch.inf,
+        absolute=rule.absolute if isinstance(rule, Clippy) else torch.inf,
+        eps=options.eps,
+        decay=1 - lr * options.weight_decay,
+        maximize=options.maximize,
+        optimistic=not isinstance(rule, Clippy) or rule.absolute >= 1e-3 * lr,
+    )
+    return ratios if len(items) > 1 else ratios[0]
+
+
 def _check(group: dict[str, Any]) -> None:
-    """Refuse options that no step could use."""
+    """Refuse options that no step could use; turn enums' values into the enums."""
     if isinstance(group["lr"], Tensor):
-        if group["lr"].numel() != 1:
-            raise ValueError(f"lr is a tensor of shape {tuple(group['lr'].shape)}; expected a single number")
+        if group["lr"].ndim:
+            raise ValueError(f"lr is a tensor of shape {tuple(group['lr'].shape)}; expected a 0-d tensor")
+        if nonfinite.readable(group["lr"]):
+            checks.non_negative("lr", float(group["lr"]))
     else:
         checks.non_negative("lr", group["lr"])
     if not isinstance(group["rule"], Rule):
-        raise ValueError(f"rule is {group['rule']!r}; expected a rule such as surefoot.Clippy()")
+        raise TypeError(f"rule is {group['rule']!r}; expected a rule object such as surefoot.Clippy()")
     for name in ("initial_accumulator_value", "eps", "weight_decay"):
         checks.non_negative(name, group[name])
-    group["epsilon"], group["accumulate"] = Epsilon(group["epsilon"]), Accumulate(group["accumulate"])
+    for name, kind in _ENUMS.items():
+        group[name] = kind(group[name])
     starts_at_zero = group["initial_accumulator_value"] == 0 and group["eps"] == 0
     if starts_at_zero and group["accumulate"] is not Accumulate.BEFORE:
         raise ValueError(
@@ -219,100 +354,3 @@ def _check(group: dict[str, Any]) -> None:
     for param in group["params"]:
         if not param.is_floating_point():
             raise ValueError(f"params has a parameter of type {param.dtype}; expected real floating-point parameters")
-
-
-class ClippyAdagrad(Adagrad):
-    """Adagrad with Clippy, algorithm 1 of the paper, with the paper's defaults.
-
-    Args:
-        params: parameters or parameter groups, as for ``Adagrad``.
-        lr: the learning rate.
-        relative: Clippy's bound on a weight's change relative to itself.
-        absolute: Clippy's bound in units of the weight.
-        initial_accumulator_value: the accumulator's start.
-        eps: added to the root of the accumulator; 0 in the paper.
-        weight_decay: decoupled, outside the bound.
-        maximize: go up the gradient instead of down.
-
-    Raises:
-        ValueError: if an option is out of range, naming it and the value.
-
-    >>> layer = torch.nn.Linear(4, 2)
-    >>> optimizer = ClippyAdagrad(layer.parameters(), lr=0.1)
-    >>> layer(torch.ones(3, 4)).square().sum().backward()
-    >>> optimizer.step()
-
-    Reference: algorithm 1 of J. Tang et al., arXiv:2302.09178.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        *,
-        relative: float = 0.5,
-        absolute: float = 1e-2,
-        initial_accumulator_value: float = 0.1,
-        eps: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            rule=Clippy(relative=relative, absolute=absolute),
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
-
-    @classmethod
-    def tfrs(
-        cls,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-3,
-        *,
-        relative: float = 0.1,
-        absolute: float = 1e-7,
-        accumulator_relative: float = 0.0,
-        initial_accumulator_value: float = 0.1,
-        eps: float = 1e-7,
-        accumulate: Accumulate | str = Accumulate.AFTER,
-        weight_decay: float = 0.0,
-    ) -> Self:
-        """Return one with the semantics and defaults of TensorFlow Recommenders, step for step.
-
-        It differs from the paper: the accumulator follows the step, epsilon stands inside the root, and the
-        default bounds are so tight that a wide layer hardly moves (a factor near 1e-5 for a 512 x 512 layer).
-
-        Args:
-            params: parameters or parameter groups.
-            lr: the learning rate; the reference holds it in float32.
-            relative: ``variable_relative_threshold`` there.
-            absolute: ``absolute_threshold`` there.
-            accumulator_relative: ``accumulator_relative_threshold`` there.
-            initial_accumulator_value: the accumulator's start.
-            eps: ``epsilon`` there.
-            accumulate: ``"before"`` is ``use_standard_accumulator_update=True`` there, ``"after_clipped"`` is
-                ``clip_accumulator_update=True``.
-            weight_decay: decoupled, outside the bound.
-
-        Raises:
-            ValueError: if an option is out of range, naming it and the value.
-
-        Reference: ``tensorflow_recommenders/experimental/optimizers/clippy_adagrad.py``.
-        """
-        optimizer = cls.__new__(cls)
-        Adagrad.__init__(
-            optimizer,
-            params,
-            lr,
-            rule=Clippy(relative, absolute, accumulator_relative),
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
-            epsilon=Epsilon.INSIDE,
-            accumulate=accumulate,
-            weight_decay=weight_decay,
-        )
-        return optimizer

@@ -1,0 +1,1 @@
+"""Optimizers that scale their step by a rule."""

@@ -1,0 +1,264 @@
+"""One step of eq. (5) with Adagrad's direction, in torch's own operations: any rule, any device, no host wait.
+
+A step has two halves. ``measure`` takes the direction and what the rule wants to know; then, when every factor is
+known, ``apply`` moves the weights. Large tensors on the CPU go through both halves tile by tile, so that
+intermediate results stay in the cache; what would have to be kept between the halves is computed again. Small
+tensors are gathered into one, so that hundreds of them do not cost hundreds of times a dozen launches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from surefoot.rules import Reduce, Rule, Scope, wide
+
+_TILE = 1 << 16  # numbers: a dozen float32 tiles fit a core's second-level cache
+_SMALL = 1 << 14  # numbers: tensors up to this size are gathered
+_FEW = 8  # fewer small tensors than this are not worth gathering
+
+
+class Accumulate(Enum):
+    """When the accumulator takes in the squared gradient, and which."""
+
+    BEFORE = "before"  # before the direction is taken: the paper's algorithm 1, and torch.optim.Adagrad
+    AFTER = "after"  # after the step: the default of TensorFlow Recommenders
+    AFTER_CLIPPED = "after_clipped"  # after the step, and the clipped gradient sigma * g
+
+
+class Epsilon(Enum):
+    """Where epsilon stands in the direction's denominator."""
+
+    OUTSIDE = "outside"  # sqrt(G) + eps, as in torch.optim.Adagrad
+    INSIDE = "inside"  # sqrt(G + eps), as in TensorFlow Recommenders
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a group's parameters share."""
+
+    lr: float | Tensor
+    rule: Rule
+    eps: float
+    epsilon: Epsilon
+    accumulate: Accumulate
+    weight_decay: float
+    maximize: bool
+
+
+class Item(NamedTuple):
+    """One parameter that has a gradient."""
+
+    param: Tensor
+    grad: Tensor
+    total: Tensor  # the accumulator, float32 or better
+    options: Options
+    scale: Tensor | None  # what the gradient was multiplied by, 0-d
+    skip: Tensor | None  # 0-d bool: whether the gradient counts as 0
+
+
+class _Piece(NamedTuple):
+    """Views of a part of one parameter, or gathered numbers of several."""
+
+    weight: Tensor
+    grad: Tensor
+    total: Tensor
+
+
+class Move(ABC):
+    """What one or several parameters are about to do."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.options = items[0].options
+        self.params = [item.param for item in items]
+
+    @abstractmethod
+    def measure(self) -> Tensor:
+        """Take the direction; return the rule's measure, its last dimension the parameters if they are several."""
+
+    @abstractmethod
+    def apply(self, factor: Tensor) -> None:
+        """Move the weights by the factor, shaped as the rule makes it of the measure."""
+
+
+def moves(items: Sequence[Item]) -> list[Move]:
+    """Return the moves of a step, small tensors of equal options together."""
+    found: list[Move] = []
+    small: dict[tuple[object, ...], list[Item]] = {}
+    for item in items:
+        if item.grad.is_sparse:
+            found.append(_Rows(item))
+        elif item.options.rule.scope is not Scope.UNIT and item.param.numel() <= _SMALL:
+            key = (item.options, item.param.dtype, item.grad.dtype, item.param.device, id(item.skip))
+            small.setdefault(key, []).append(item)
+        else:
+            found.append(_Whole(item))
+    for alike in small.values():
+        found += [_Gathered(alike)] if len(alike) >= _FEW else [_Whole(item) for item in alike]
+    return found
+
+
+class _Whole(Move):
+    """One dense parameter, in tiles if it is large and on the CPU."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__([item])
+        self.units = item.options.rule.unit_dims_of(item.param.shape)
+        self.whole = _Piece(item.param.contiguous(), item.grad.contiguous(), item.total.contiguous())
+        self.pieces = list(_tiles(self.whole, self.units))
+
+    def measure(self) -> Tensor:
+        rule, (item,) = self.options.rule, self.items
+        units = 1 if self.units else 0  # within a tile, units have been flattened into one dimension
+        parts = [_measure(piece, item, units)[0] for piece in self.pieces]
+        if len(parts) == 1:
+            combined = parts[0]
+        elif units:
+            combined = torch.cat(parts, dim=-1)
+        else:
+            combined = rule.combine(torch.stack(parts, dim=-1))
+        return combined.unflatten(-1, item.param.shape[: self.units]) if units else combined
+
+    def apply(self, factor: Tensor) -> None:
+        (item,) = self.items
+        flat = factor.flatten()
+        start = 0
+        for piece in self.pieces:
+            sigma = factor
+            if self.units:
+                sigma = flat[start : start + len(piece.weight), None]
+                start += len(piece.weight)
+            _apply(piece, item, _direction(_prepare(piece, item), piece.total, item.options), sigma)
+        for kept, changed in ((item.param, self.whole.weight), (item.total, self.whole.total)):
+            if kept is not changed:  # it was not contiguous
+                kept.copy_(changed)
+
+
+class _Rows(Move):
+    """The touched rows of one parameter with a sparse gradient; duplicates are summed first."""
+
+    def __init__(self, item: Item) -> None:
+        grad = item.grad.coalesce()
+        self.rows = grad.indices()[0]
+        self.weight, self.total = item.param.index_select(0, self.rows), item.total.index_select(0, self.rows)
+        super().__init__([item._replace(grad=grad.values())])
+
+    def measure(self) -> Tensor:
+        (item,) = self.items
+        self.piece = _Piece(self.weight, item.grad, self.total)
+        measure, self.update = _measure(self.piece, item, item.options.rule.unit_dims_of(item.param.shape))
+        return measure
+
+    def apply(self, factor: Tensor) -> None:
+        (item,) = self.items
+        sigma = factor.reshape(factor.shape + (1,) * (self.weight.ndim - factor.ndim))
+        _apply(self.piece, item, self.update, sigma)
+        item.param.index_copy_(0, self.rows, self.weight)
+        item.total.index_copy_(0, self.rows, self.total)
+
+
+class _Gathered(Move):
+    """Many small dense parameters of equal options as one vector."""
+
+    def measure(self) -> Tensor:
+        first = self.items[0]
+        rule = self.options.rule
+        self.sizes = [item.param.numel() for item in self.items]
+        self.lengths = torch.tensor(self.sizes, device=first.param.device)
+        gathered = (torch.cat([x.reshape(-1) for x in column]) for column in list(zip(*self.items, strict=True))[:3])
+        self.piece = _Piece(*gathered)
+        grad = _prepare(self.piece, first)
+        if self.options.accumulate is Accumulate.BEFORE:
+            self.piece.total.addcmul_(grad, grad)
+        self.update = _direction(grad, self.piece.total, self.options)
+        weight = _decayed(self.piece.weight, first)
+        kind = "sum" if rule.reduce is Reduce.SUM else "min"
+        measures = [
+            torch.segment_reduce(term, kind, lengths=self.lengths, unsafe=True)
+            for term in rule.terms(weight, grad, self.update, self.options.lr)
+        ]
+        return measures[0] if len(measures) == 1 else torch.stack(measures)
+
+    def apply(self, factor: Tensor) -> None:
+        sigma = factor
+        if factor.ndim:
+            sigma = torch.repeat_interleave(factor, self.lengths, output_size=self.piece.weight.numel())
+        _apply(self.piece, self.items[0], self.update, sigma)
+        for kept, changed in (
+            (self.params, self.piece.weight),
+            ([item.total for item in self.items], self.piece.total),
+        ):
+            pieces = changed.split(self.sizes)
+            views = [piece.view(x.shape) for piece, x in zip(pieces, kept, strict=True)]
+            torch._foreach_copy_(kept, views)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tiles(whole: _Piece, units: int) -> Iterator[_Piece]:
+    """Yield views of a parameter part by part, units and what is in them flattened into a dimension each."""
+    shape = whole.weight.shape
+    flat = [x.view(prod(shape[:units]), prod(shape[units:])) if units else x.view(-1) for x in whole]
+    rows = len(flat[0])
+    if whole.weight.device.type == "cpu":
+        rows = _TILE // max(1, prod(flat[0].shape[1:]))
+    yield from map(_Piece, *(x.split(max(1, rows)) for x in flat))
+
+
+def _measure(piece: _Piece, item: Item, units: int) -> tuple[Tensor, Tensor]:
+    """Return the rule's measure of a piece and its update; accumulate first if the options say so."""
+    grad = _prepare(piece, item)
+    if item.options.accumulate is Accumulate.BEFORE:
+        piece.total.addcmul_(grad, grad)
+    update = _direction(grad, piece.total, item.options)
+    return item.options.rule.partial(_decayed(piece.weight, item), grad, update, item.options.lr, units), update
+
+
+def _apply(piece: _Piece, item: Item, update: Tensor, sigma: Tensor) -> None:
+    """Decay the weights and move them by lr * sigma * update, which is used up; accumulate if that comes last."""
+    if item.options.accumulate is Accumulate.AFTER:
+        grad = _prepare(piece, item)
+        piece.total.addcmul_(grad, grad)
+    elif item.options.accumulate is Accumulate.AFTER_CLIPPED:
+        piece.total.add_((sigma * _prepare(piece, item)).square_())
+    step = update.mul_(sigma).mul_(item.options.lr)
+    weight = _decayed(piece.weight, item)
+    piece.weight.copy_(weight - step) if weight is not piece.weight else piece.weight.sub_(step)
+
+
+def _prepare(piece: _Piece, item: Item) -> Tensor:
+    """Return the gradient in the accumulator's type, unscaled, with its sign, 0 where it is skipped."""
+    grad = piece.grad.to(piece.total.dtype)
+    if item.scale is not None:
+        grad = grad / item.scale
+    if item.options.maximize:
+        grad = -grad
+    if item.skip is not None:
+        grad = torch.where(item.skip, 0.0, grad)
+    return grad
+
+
+def _direction(grad: Tensor, total: Tensor, options: Options) -> Tensor:
+    """Return r of eq. (5), a new tensor; 0 where no gradient has ever been."""
+    if options.epsilon is Epsilon.INSIDE:
+        denominator = (total + options.eps).sqrt_()
+    else:
+        denominator = total.sqrt()
+        if options.eps:
+            denominator.add_(options.eps)
+    if not options.eps:  # what squares to 0 is below the root of the smallest normal number
+        denominator.clamp_(min=torch.finfo(total.dtype).tiny ** 0.5)
+    return torch.div(grad, denominator, out=denominator)
+
+
+def _decayed(weight: Tensor, item: Item) -> Tensor:
+    """Return the weights after decoupled decay, in float32 or better: themselves if there is nothing to do."""
+    weight = wide(weight)
+    if not item.options.weight_decay:
+        return weight
+    decay: float | Tensor = 1 - item.options.lr * item.options.weight_decay
+    return weight * (decay if item.skip is None else torch.where(item.skip, 1.0, decay))

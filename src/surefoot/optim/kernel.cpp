@@ -1,0 +1,105 @@
+// One step of Adagrad with Clippy (or none) over many float32 tensors at once: surefoot/optim/kernel.py calls it.
+//
+// Every tensor is cut into chunks; threads share the chunks. The optimistic pass accumulates, measures Clippy's ratio
+// and already applies the whole update, so a layer that does not clip is read and written once. A layer whose ratio
+// turns out below 1 gets back (1 - sigma) of its update in a second pass. Without optimism the first pass only measures.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+constexpr int64_t kChunk = 32768;
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kTiny = 1.0842021724855044e-19f;  // the root of the smallest normal number: what squares to 0 is below it
+
+struct Chunk {
+  int64_t tensor, start, stop;
+};
+
+std::vector<Chunk> chunks_of(int64_t tensors, const int64_t* sizes) {
+  std::vector<Chunk> chunks;
+  for (int64_t t = 0; t < tensors; ++t)
+    for (int64_t start = 0; start < sizes[t]; start += kChunk)
+      chunks.push_back({t, start, std::min(sizes[t], start + kChunk)});
+  return chunks;
+}
+
+inline float direction(float g, float total, float eps) { return g / std::max(std::sqrt(total) + eps, kTiny); }
+}  // namespace
+
+extern "C" {
+
+// Returns whether a number of the tensors is NaN or infinite.
+int surefoot_nonfinite(int64_t tensors, const uint32_t* const* values, const int64_t* sizes, int threads) {
+  const std::vector<Chunk> chunks = chunks_of(tensors, sizes);
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  int bad = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : bad)
+  for (int64_t c = 0; c < count; ++c) {
+    const uint32_t* bits = values[chunks[c].tensor];
+    uint32_t top = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i) top = std::max(top, bits[i] & 0x7fffffffu);
+    bad |= top >= 0x7f800000u;
+  }
+  return bad;
+}
+
+// ratio[t] becomes min_i (relative |w_i| + absolute) / (lr |r_i|) of tensor t; inf if nothing moves; NaN if one is.
+int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float* const* grads, float* const* sums,
+                            const int64_t* sizes, float* ratio, float lr, float relative, float absolute, float eps,
+                            float decay, float sign, int optimistic, int threads) {
+  const std::vector<Chunk> chunks = chunks_of(tensors, sizes);
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  std::vector<float> least(count, kInf);
+
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < count; ++c) {
+      float* __restrict w = weights[chunks[c].tensor];
+      const float* __restrict g = grads[chunks[c].tensor];
+      float* __restrict total = sums[chunks[c].tensor];
+      float low = kInf;
+      int nan = 0;
+#pragma omp simd reduction(min : low) reduction(| : nan)
+      for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i) {
+        const float gi = sign * g[i];
+        const float wi = w[i] * decay;
+        total[i] = std::fma(gi, gi, total[i]);  // one rounding, as in torch's addcmul
+        const float step = lr * direction(gi, total[i], eps);
+        const float size = std::fabs(step);
+        const float r = size == 0.0f ? kInf : (relative * std::fabs(wi) + absolute) / size;
+        nan |= r != r;
+        low = r < low ? r : low;
+        if (optimistic) w[i] = wi - step;
+      }
+      least[c] = nan ? std::numeric_limits<float>::quiet_NaN() : low;
+    }
+#pragma omp single
+    {
+      std::fill(ratio, ratio + tensors, kInf);
+      for (int64_t c = 0; c < count; ++c) {
+        float& r = ratio[chunks[c].tensor];
+        if (r == r && !(least[c] >= r)) r = least[c];  // a NaN, once in, stays
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < count; ++c) {
+      const float sigma = ratio[chunks[c].tensor] >= 1.0f ? 1.0f : ratio[chunks[c].tensor];
+      if (optimistic && sigma == 1.0f) continue;
+      float* __restrict w = weights[chunks[c].tensor];
+      const float* __restrict g = grads[chunks[c].tensor];
+      const float* __restrict total = sums[chunks[c].tensor];
+      const float kept = optimistic ? 1.0f : decay;
+      const float move = optimistic ? sigma - 1.0f : sigma;
+#pragma omp simd
+      for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i)
+        w[i] = w[i] * kept - lr * (move * direction(sign * g[i], total[i], eps));
+    }
+  }
+  return 0;
+}
+}

@@ -1,0 +1,147 @@
+"""Adagrad with Clippy on the CPU in one pass over memory: compiled on first use by the machine's own C++ compiler.
+
+The compiled library is kept in ``$XDG_CACHE_HOME/surefoot`` (``~/.cache/surefoot``), named by its source, the
+compiler and the processor. Without a compiler nothing is lost but speed.
+
+The kernel rounds as the eager path does, but for torch's vectorised square root, which may be one unit in the last
+place away. A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update; since |r| <= 1 when
+the accumulator leads, that adds an error of at most two units in the last place of the larger of |w| and the rate.
+Where Clippy's absolute bound is below a thousandth of the rate that could be seen, and the kernel measures first.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+# -ffp-contract=off: one rounding where the source says so and nowhere else. The other two flags only say that nobody
+# reads errno or traps, without which roots and comparisons are not vectorised.
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Return whether the kernel can be had and these are plain contiguous float32 tensors on the CPU."""
+    return available() and all(
+        type(x) in (Tensor, Parameter)
+        and x.dtype is torch.float32
+        and x.layout is torch.strided
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        for x in tensors
+    )
+
+
+def available() -> bool:
+    """Return whether the kernel can be had on this machine; the first call compiles it, in about a second."""
+    return _library() is not None
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether no number of the tensors, which the kernel takes, is NaN or infinite."""
+    return not _call("surefoot_nonfinite", tensors)
+
+
+def clippy_adagrad(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    ratios: Tensor,
+    *,
+    lr: float,
+    relative: float,
+    absolute: float,
+    eps: float,
+    decay: float,
+    maximize: bool,
+    optimistic: bool,
+) -> None:
+    """Take one step on all tensors, in place.
+
+    Args:
+        weights: tensors that the kernel takes.
+        grads: of the same shapes, left as they are.
+        sums: the accumulators, likewise.
+        ratios: (tensors,) float32, receives Clippy's measure of each tensor.
+        lr: the learning rate.
+        relative: Clippy's; with inf nothing is clipped.
+        absolute: Clippy's.
+        eps: added to the root of the accumulator.
+        decay: what the weights are multiplied by first.
+        maximize: go up the gradient.
+        optimistic: apply while measuring and step back where it clips, instead of measuring first.
+    """
+    numbers = (lr, relative, absolute, eps, decay, -1.0 if maximize else 1.0)
+    ratio = ctypes.c_void_p(ratios.data_ptr())
+    _call("surefoot_clippy_adagrad", weights, grads, sums, more=[ratio, *map(ctypes.c_float, numbers), int(optimistic)])
+
+
+def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:
+    """Call the kernel on lists of tensors: their number, a list of addresses for each list, their sizes, the rest."""
+    library = _library()
+    assert library is not None
+    count = len(lists[0])
+    addresses = [(ctypes.c_void_p * count)(*[x.data_ptr() for x in tensors]) for tensors in lists]
+    sizes = (ctypes.c_int64 * count)(*[x.numel() for x in lists[0]])
+    return getattr(library, function)(ctypes.c_int64(count), *addresses, sizes, *more, torch.get_num_threads())
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """Return the compiled kernel; None, having said so once, where it cannot be compiled."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    source = (files("surefoot.optim") / "kernel.cpp").read_bytes()
+    digest = hashlib.sha256(b"\0".join([source, compiler.encode(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
+    library = folder / f"kernel-{digest[:16]}.so"
+    try:
+        if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _compile(compiler, source, library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        warnings.warn(
+            f"surefoot's C++ kernel is not to be had, the eager path serves: {why}", RuntimeWarning, stacklevel=2
+        )
+        return None
+
+
+def _compile(compiler: str, source: bytes, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        text, built = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
+        text.write_bytes(source)
+        command = [compiler, *_FLAGS, str(text), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.rename(library)  # whole or not there, also when several processes compile at once
+
+
+def _processor() -> bytes:
+    """Return what -march=native depends on."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor().encode()
+    return "".join(sorted({line for line in text.splitlines() if line.startswith(("flags", "Features"))})).encode()

@@ -1,0 +1,290 @@
+"""What every rule must satisfy, by name, and the inputs to try it on, by name.
+
+A test takes the product of the tables below. A property is a function of a rule and its inputs that asserts; an
+input family is a function that draws fresh inputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import reference
+from surefoot.rules import (
+    ALL,
+    AdaptiveGradientClip,
+    Clippy,
+    GlobalGradientClip,
+    GradientClip,
+    NoClip,
+    Reduce,
+    Rule,
+    TrustRatio,
+)
+
+LR = 0.1
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+RULES: tuple[Rule, ...] = (
+    *(kind() for kind in ALL),
+    AdaptiveGradientClip(unitwise=False),
+    AdaptiveGradientClip(unit_dims=2),
+    Clippy(absolute=0.0),
+    Clippy(accumulator_relative=0.01),
+)
+LOOKING_RULES = tuple(rule for rule in RULES if not isinstance(rule, NoClip))
+
+
+class Inputs(NamedTuple):
+    """What a rule is called with, the rate apart."""
+
+    weight: Tensor
+    grad: Tensor
+    update: Tensor
+
+
+Family = Callable[[], Inputs]
+Property = Callable[[Rule, Inputs], None]
+
+
+def over(name: str, table: Mapping[str, Any] | Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test over a table, which must not be empty: an empty one would pass in silence."""
+    rows = dict(table) if isinstance(table, Mapping) else {_label(row): row for row in table}
+    assert len(rows) == len(table) > 0, f"no rows, or rows twice, for {name}"
+    return pytest.mark.parametrize(name, list(rows.values()), ids=list(rows))
+
+
+def _label(row: Any) -> str:
+    if isinstance(row, tuple) and not hasattr(row, "_fields"):
+        return ", ".join(map(_label, row))
+    return row.__name__ if isinstance(row, type) else repr(row)
+
+
+# Inputs
+
+
+def draw(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Draw a weight of size 1 with a gradient and an update of size ``scale``."""
+    weight, grad, update = (torch.randn(shape) for _ in range(3))
+    return Inputs(weight.to(dtype), (scale * grad).to(dtype), (scale * update).to(dtype))
+
+
+def draw_master_gradients() -> Inputs:
+    """Draw bfloat16 weights with a gradient and an update in float32, as optimizers pass them."""
+    x = draw(4, 3)
+    return x._replace(weight=x.weight.bfloat16())
+
+
+def draw_zero_weights(*shape: int) -> Inputs:
+    x = draw(*shape)
+    return x._replace(weight=torch.zeros_like(x.weight))
+
+
+def draw_still(*shape: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Draw weights that nothing moves."""
+    x = draw(*shape, dtype=dtype)
+    return Inputs(x.weight, torch.zeros_like(x.weight), torch.zeros_like(x.weight))
+
+
+def zeros(*shape: int) -> Inputs:
+    return Inputs(torch.zeros(shape), torch.zeros(shape), torch.zeros(shape))
+
+
+def draw_with(value: float, *shape: int) -> Inputs:
+    """Draw inputs whose first coordinate of gradient and update is ``value``."""
+    x = draw(*shape)
+    x.grad.view(-1)[0] = x.update.view(-1)[0] = value
+    return x
+
+
+SCALES = (1e-15, 1e-8, 1e-3, 1.0, 1e3, 1e8, 1e15)
+FINITE: dict[str, Family] = {
+    **{f"scale {scale:g}": partial(draw, 4, 3, scale=scale) for scale in SCALES},
+    "scalar": draw,
+    "one element": partial(draw, 1),
+    "bias": partial(draw, 5),
+    "stacked experts": partial(draw, 2, 4, 3),
+    "zero weights": partial(draw_zero_weights, 4, 3),
+    "float64": partial(draw, 4, 3, dtype=torch.float64),
+    "float16": partial(draw, 4, 3, dtype=torch.float16),
+    "bfloat16": partial(draw, 4, 3, dtype=torch.bfloat16),
+    "bfloat16 weights": draw_master_gradients,
+}
+EMPTY: dict[str, Family] = {
+    "empty": partial(draw, 0),
+    "no units": partial(draw, 0, 3),
+    "empty units": partial(draw, 3, 0),
+    "no experts": partial(draw, 0, 4, 3),
+}
+STILL: dict[str, Family] = {
+    "all zero": partial(zeros, 4, 3),
+    "zero scalar": zeros,
+    "zero bias": partial(zeros, 5),
+    "zero update": partial(draw_still, 4, 3),
+    "zero update of experts": partial(draw_still, 2, 4, 3),
+    "zero update in bfloat16": partial(draw_still, 4, 3, dtype=torch.bfloat16),
+}
+NAN: dict[str, Family] = {
+    "one NaN": partial(draw_with, torch.nan, 4, 3),
+    "NaN alone": partial(draw_with, torch.nan, 1),
+    "NaN in a bias": partial(draw_with, torch.nan, 5),
+    "NaN in an expert": partial(draw_with, torch.nan, 2, 4, 3),
+}
+INF: dict[str, Family] = {
+    "one inf": partial(draw_with, torch.inf, 4, 3),
+    "one -inf": partial(draw_with, -torch.inf, 4, 3),
+    "inf alone": partial(draw_with, torch.inf, 1),
+    "inf in an expert": partial(draw_with, torch.inf, 2, 4, 3),
+}
+
+
+# The rules by the slow reference
+
+
+def sigma_by_reference(rule: Rule, inputs: Inputs, lr: float) -> Tensor:
+    """Return sigma of one whole tensor from the float64 loops of reference.py."""
+    w, g, r = (x.double().numpy() for x in inputs)
+    return torch.from_numpy(np.asarray(reference_of(rule, [g])(w, g, r, lr), dtype=np.float64))
+
+
+def reference_of(rule: Rule, gradients: list[reference.Array]) -> reference.Sigma:
+    """Return the reference's sigma(w, g, r, lr) for ``rule``; ``gradients`` are those of the whole model."""
+    match rule:
+        case NoClip():
+            return lambda w, g, r, lr: reference.naive()
+        case GlobalGradientClip(threshold):  # before its parent, GradientClip
+            return lambda w, g, r, lr: reference.global_gradient_clip(gradients, threshold=threshold)
+        case GradientClip(threshold):
+            return lambda w, g, r, lr: reference.gradient_clip(g, threshold=threshold)
+        case AdaptiveGradientClip(threshold, floor, unitwise, unit_dims):
+            if not unitwise:
+                return lambda w, g, r, lr: reference.adaptive_gradient_clip(w, g, threshold=threshold, floor=floor)
+            return lambda w, g, r, lr: reference.adaptive_gradient_clip_by_unit(
+                w, g, threshold=threshold, floor=floor, unit_dims=unit_dims
+            )
+        case TrustRatio(scale):
+            return lambda w, g, r, lr: reference.trust_ratio(w, r, scale=scale)
+        case Clippy(relative, absolute, accumulator_relative):
+            return lambda w, g, r, lr: reference.clippy(
+                w, g, r, lr, relative=relative, absolute=absolute, accumulator_relative=accumulator_relative
+            )
+    raise AssertionError(f"reference.py has no {rule}")
+
+
+# Properties of any rule on finite inputs
+
+
+def agrees_with_the_reference(rule: Rule, inputs: Inputs) -> None:
+    sigma = rule(*inputs, lr=LR)
+    expected = sigma_by_reference(rule, inputs, LR)
+    torch.testing.assert_close(sigma.double(), expected, rtol=TOLERANCE[sigma.dtype], atol=0.0)
+
+
+def is_computed_in_float32_or_better(rule: Rule, inputs: Inputs) -> None:
+    wide = Inputs(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs))
+    sigma = rule(*inputs, lr=LR)
+    assert sigma.dtype == rule.measure(*inputs, LR).dtype == wide.update.dtype
+    assert torch.equal(sigma, rule(*wide, lr=LR))
+
+
+def has_the_shape_of_its_scope(rule: Rule, inputs: Inputs) -> None:
+    shape = inputs.weight.shape
+    if isinstance(rule, AdaptiveGradientClip) and rule.unitwise and len(shape) > rule.unit_dims:
+        units = shape[: rule.unit_dims]
+    else:
+        units = ()
+    assert rule(*inputs, lr=LR).shape == units
+
+
+def lies_in_its_range(rule: Rule, inputs: Inputs) -> None:
+    sigma = rule(*inputs, lr=LR)
+    assert sigma.isfinite().all()
+    assert (sigma >= 0).all()
+    assert (sigma <= 1).all() or isinstance(rule, TrustRatio)  # the one that enlarges
+
+
+def leaves_its_inputs_alone(rule: Rule, inputs: Inputs) -> None:
+    before = Inputs(*(x.clone() for x in inputs))
+    rule(*inputs, lr=LR)
+    assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
+
+
+def is_blind_to_signs(rule: Rule, inputs: Inputs) -> None:
+    sigma = rule(*inputs, lr=LR)
+    for flipped in (Inputs(-inputs.weight, *inputs[1:]), Inputs(inputs.weight, -inputs.grad, -inputs.update)):
+        assert torch.equal(rule(*flipped, lr=LR), sigma)
+
+
+def takes_the_rate_as_a_tensor(rule: Rule, inputs: Inputs) -> None:
+    assert torch.equal(rule(*inputs, lr=torch.tensor(0.125)), rule(*inputs, lr=0.125))
+
+
+def never_waits_for_the_device(rule: Rule, inputs: Inputs) -> None:
+    """A tensor on ``meta`` has no values: whatever looks at one raises."""
+    sigma = rule(*(x.to("meta") for x in inputs), lr=LR)
+    assert sigma.is_meta
+    assert sigma.shape == rule(*inputs, lr=LR).shape
+
+
+def _combine(rule: Rule, measures: list[Tensor]) -> Tensor:
+    stacked = torch.stack(measures)
+    return stacked.sum(0) if rule.reduce is Reduce.SUM else stacked.amin(0)
+
+
+def is_the_same_in_pieces(rule: Rule, inputs: Inputs) -> None:
+    """Cut along the last dimension, which lies within the units; a scalar cannot be cut."""
+    if inputs.weight.ndim == 0:
+        return
+    cut = inputs.weight.shape[-1] // 3  # uneven; one element leaves an empty piece
+    parts = [Inputs(*(x[..., piece] for x in inputs)) for piece in (slice(cut), slice(cut, None))]
+    sigma = rule.factor(_combine(rule, [rule.measure(*part, LR) for part in parts]))
+    torch.testing.assert_close(sigma, rule(*inputs, lr=LR), rtol=TOLERANCE[sigma.dtype], atol=0.0)
+
+
+def is_blind_to_an_empty_piece(rule: Rule, inputs: Inputs) -> None:
+    if inputs.weight.ndim == 0:
+        return
+    whole = rule.measure(*inputs, LR)
+    nothing = rule.measure(*Inputs(*(x[..., :0] for x in inputs)), LR)
+    assert (nothing == rule.reduce.value).all()
+    assert torch.equal(_combine(rule, [whole, nothing]), whole)
+
+
+FINITE_PROPERTIES: tuple[Property, ...] = (
+    agrees_with_the_reference,
+    is_computed_in_float32_or_better,
+    has_the_shape_of_its_scope,
+    lies_in_its_range,
+    leaves_its_inputs_alone,
+    is_blind_to_signs,
+    takes_the_rate_as_a_tensor,
+    never_waits_for_the_device,
+    is_the_same_in_pieces,
+    is_blind_to_an_empty_piece,
+)
+
+
+# Properties at the edges
+
+
+def gives_one(rule: Rule, inputs: Inputs) -> None:
+    sigma = rule(*inputs, lr=LR)
+    assert torch.equal(sigma, torch.ones_like(sigma))
+
+
+def gives_nan(rule: Rule, inputs: Inputs) -> None:
+    """In the scope of the first coordinate; the other units are as without it."""
+    sigma = rule(*inputs, lr=LR).view(-1)
+    assert sigma[0].isnan()
+    assert sigma[1:].isfinite().all()
+
+
+def gives_zero(rule: Rule, inputs: Inputs) -> None:
+    """In the scope of the first coordinate; the other units are as without it."""
+    sigma = rule(*inputs, lr=LR).view(-1)
+    assert sigma[0] == 0
+    assert (sigma[1:] > 0).all()

@@ -1,0 +1,164 @@
+"""Imports go down only: the table below is the house, and the tests read every import in the source."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from graphlib import TopologicalSorter
+from importlib import metadata
+from pathlib import Path
+
+import surefoot
+from properties import over
+
+# From the roof to the ground. A part may import itself and what stands on the floors below it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
+    ("cli",),
+    ("report", "study"),
+    ("training",),
+    ("surefoot",),  # the public names
+    ("monitor",),
+    ("insight",),
+    ("optim",),
+    ("models",),
+    ("data",),
+    ("metrics",),
+    ("data.schema",),  # batches, tasks: what models, metrics and logs have in common
+    ("rules",),
+    ("checks", "errors"),
+)
+ONLY: dict[str, set[str]] = {  # tighter than the floor
+    "report": {"report", "errors"},  # reads result files: no torch, nor a part that imports it
+}
+HEAVY = ("polars", "pydantic", "plotly", "typer", "torchmetrics", "rich", "jinja2")  # the extras' business
+
+ROOT = Path(surefoot.__file__).parent
+MODULES = {
+    ".".join(("surefoot", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def part_of(module: str) -> str:
+    """Return the part that a module stands in: the longest name in the table that it begins with."""
+    inside = module.removeprefix("surefoot.")
+    parts = {part for floor in FLOORS for part in floor}
+    found = [part for part in parts if f"{inside}.".startswith(f"{part}.")]
+    return max(found, key=len, default=inside)
+
+
+def floor_of(part: str) -> int:
+    """Return the floor, counted from the roof; a part without a place stands above it."""
+    return next((i for i, floor in enumerate(FLOORS) if part in floor), -1)
+
+
+def imports_of(module: str, source: str) -> Iterator[str]:
+    """Yield the full names that a module imports, inside functions and under TYPE_CHECKING too."""
+    package = module if MODULES.get(module, Path()).name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for name in node.names:
+                full = f"{origin}.{name.name}"
+                yield full if full in MODULES or is_package(full) else origin
+
+
+def is_package(name: str) -> bool:
+    return any(module.startswith(f"{name}.") for module in MODULES)
+
+
+def wrong_imports(module: str, source: str) -> list[str]:
+    """Return what a module may not import, each with the reason."""
+    part, wrong = part_of(module), []
+    for name in imports_of(module, source):
+        if name.split(".")[0] == "torch" and part == "report":
+            wrong.append(f"{name}: {part} reads files only")
+        if name.split(".")[0] != "surefoot":
+            continue
+        target = part_of(name)
+        if part in ONLY:
+            if target not in ONLY[part]:
+                wrong.append(f"{name}: {part} may import {sorted(ONLY[part])} only")
+        elif target != part and floor_of(target) <= floor_of(part):
+            wrong.append(f"{name}: {target} does not stand below {part}")
+    return wrong
+
+
+def test_every_module_has_its_place() -> None:
+    placed = {part for floor in FLOORS for part in floor}
+    assert len(MODULES) > 10
+    assert {module: part_of(module) for module in MODULES if part_of(module) not in placed} == {}
+
+
+@over("module", list(MODULES))
+def test_imports_go_down_only(module: str) -> None:
+    assert wrong_imports(module, MODULES[module].read_text()) == []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {
+        module: {name for name in imports_of(module, path.read_text()) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > 10
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)
+
+
+BREACHES: dict[str, tuple[str, str]] = {
+    "up": ("surefoot.rules", "from surefoot.optim.adagrad import Adagrad"),
+    "up, by a plain import": ("surefoot.models.layers", "import surefoot.training.loop"),
+    "up, a package as a name": ("surefoot.metrics", "from surefoot import study"),
+    "up, in a function": ("surefoot.optim.adagrad", "def f():\n    from surefoot.monitor import divergence"),
+    "up, relative": ("surefoot.optim.adagrad", "from ..monitor.divergence import Detector"),
+    "up, relative to the root": ("surefoot.checks", "from . import rules"),
+    "up, out of the schema": ("surefoot.data.schema", "from surefoot.data.windows import MovingWindow"),
+    "to the side": ("surefoot.study.engine", "from surefoot.report.page import write_report"),
+    "to the side, on the ground": ("surefoot.errors", "from surefoot.checks import positive"),
+    "report to torch": ("surefoot.report.page", "import torch.nn"),
+    "report to what imports torch": ("surefoot.report.page", "from surefoot.metrics import evaluate"),
+    "report to study": ("surefoot.report.page", "from surefoot.study.results import Summary"),
+    "the public names, from what they name": ("surefoot.optim.adagrad", "from surefoot import Clippy"),
+}
+
+
+@over("breach", BREACHES)
+def test_a_breach_is_seen(breach: tuple[str, str]) -> None:
+    assert len(wrong_imports(*breach)) == 1
+
+
+LOADED = "import sys, surefoot; print(*{name.partition('.')[0] for name in sys.modules})"
+
+
+def with_requirements(*names: str) -> set[str]:
+    """Return the installed distributions that these need, themselves included; extras left out."""
+    found: set[str] = set()
+    waiting = [*names]
+    while waiting:
+        name = normal(waiting.pop())
+        with suppress(metadata.PackageNotFoundError):
+            needs = [line for line in metadata.requires(name) or [] if "extra ==" not in line]
+            waiting += [] if name in found else [re.split(r"[^\w.-]", line)[0] for line in needs]
+            found.add(name)
+    return found
+
+
+def normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+def test_importing_surefoot_needs_torch_and_numpy_only() -> None:
+    run = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    origins = metadata.packages_distributions()
+    distributions = {normal(origin) for name in loaded for origin in origins.get(name, [])}
+    allowed = with_requirements("torch", "numpy") | {"surefoot"}
+    assert {"torch", "numpy"} < allowed
+    assert {"torch", "numpy"} <= distributions
+    assert distributions <= allowed
+    assert not set(HEAVY) & loaded
