@@ -100,30 +100,36 @@ def _print_tables(results: "Study") -> None:
     """Print the table, a block for each model, and what the paper's own grid alone would have said."""
     summary = results.summary
     lines = results.table()
-    heads = ("best setting", f"AUC % {summary.select_by}", f"RMSE {summary.show}", "diverged", "falls off")
-    table = _table(
-        f"{summary.name}: {summary.data} to {summary.days[-2]}, scored on {summary.days[-1]}", "rule", *heads
-    )
+    title = f"{summary.name}: {summary.data} to {summary.days[-2]}, scored on {summary.days[-1]}"
+    heads = ("rate", "threshold", f"AUC %\n{summary.select_by}", f"RMSE\n{summary.show}", "diverged", "falls\noff")
+    table = _table(title, "", *heads)
+    chosen = {method.name: method for method in summary.methods}
     for model in dict.fromkeys(line.model for line in lines):
-        table.add_row(f"[bold]{model}[/]")
+        if model in summary.models:
+            table.add_row(f"[bold]{model}[/]")
         for line in (line for line in lines if line.model == model):
-            table.add_row(f"  {line.method}", line.setting, line.auc, line.rmse, line.diverged, line.falls_off)
+            method = chosen.get(line.method)
+            rate = (
+                line.setting.removeprefix("rate ")
+                if method is None
+                else f"{method.multiple:g}x{' edge' if method.at_edge else ''}"
+            )
+            value = "" if method is None or method.value is None else f"{method.value:g}"
+            name = line.method or model
+            table.add_row(name, rate, value, line.auc, line.rmse, line.diverged, line.falls_off.replace("above", ">"))
         table.add_section()
     _out.print(table)
-    paper = _table(
-        f"{summary.searched_on}, scored on {summary.days[-2]} for selection", "rule", "best", "paper's grid alone"
-    )
+    paper = _table(f"{summary.searched_on}, scored on {summary.days[-2]} to select", "", "best", "paper's grid alone")
     for method, line in zip(summary.methods, lines, strict=False):
-        paper.add_row(
-            method.name, f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged", line.paper
-        )
+        best = f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged"
+        paper.add_row(method.name, best, line.paper)
     _out.print(paper)
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for head in heads:
-        table.add_column(head)
+        table.add_column(head, no_wrap=head == "")
     return table
 
 

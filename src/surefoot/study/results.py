@@ -127,7 +127,7 @@ class Study:
             method=method.name,
             setting=setting(method.multiple, method.vary, method.value) + (", at edge" if method.at_edge else ""),
             auc=_mean_std(self.finals(model, method.name), f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(self.finals(model, method.name), f"rmse/{self.summary.show}", 1, 4),
+            rmse=_mean_std(self.finals(model, method.name), f"rmse/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
             falls_off=f"{fell:g}x" if fell is not None else f"above {top:g}x",
             paper=paper if model == self.summary.searched_on else "",
@@ -141,7 +141,7 @@ class Study:
             method="",
             setting=f"rate {finals[0].rate:g}" if finals else "",
             auc=_mean_std(finals, f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(finals, f"rmse/{self.summary.show}", 1, 4),
+            rmse=_mean_std(finals, f"rmse/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
             falls_off="",
             paper="",
@@ -158,8 +158,9 @@ def _mean_std(rows: list[Row], metric: str, scale: float, digits: int) -> str:
     alive = [scale * row.scores[metric] for row in rows if not row.diverged]
     if not alive:
         return "diverged"
-    spread = statistics.stdev(alive) if len(alive) > 1 else math.nan
-    text = f"{statistics.fmean(alive):.{digits}f} ± {spread:.{digits}f}"
+    text = f"{statistics.fmean(alive):.{digits}f}"
+    if len(alive) > 1:
+        text += f" ± {statistics.stdev(alive):.{digits}f}"
     return text if len(alive) == len(rows) else f"{text} ({len(rows) - len(alive)} of {len(rows)} diverged)"
 
 

@@ -1,0 +1,276 @@
+"""A study folder as the report sees it: what was selected, a line for each trial, the steps of each on demand."""
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from surefoot.errors import InputError
+
+_SUMMARY = ("name", "data", "notice", "searched_on", "base_rate", "steps", "workers", "threads", "machine")
+_LINE = ("model", "method", "setting", "auc", "rmse", "diverged", "falls_off", "paper")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the log's tasks."""
+
+    name: str
+    kind: str  # "binary" or "regression"
+    judged: bool
+
+    @property
+    def metric(self) -> str:
+        """The score that is reported for it, a column of the results."""
+        return f"auc/{self.name}" if self.kind == "binary" else f"rmse/{self.name}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: its rule, and what the search found."""
+
+    name: str
+    rule: str
+    warmup_steps: int
+    vary: str | None
+    multiple: float
+    value: float | None
+    at_edge: bool
+    score: float  # on day N - 1, NaN if every setting diverged
+    paper_multiple: float | None
+    paper_value: float | None
+    paper_score: float
+    falls_off: dict[str, float | None]  # by model
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the optimizer left alone: no rule, no warm-up."""
+        return self.rule == "naive" and not self.warmup_steps
+
+    @property
+    def warmed_up(self) -> bool:
+        """Whether a warm-up is its only treatment."""
+        return self.rule == "naive" and bool(self.warmup_steps)
+
+    @property
+    def clipping(self) -> bool:
+        """Whether it has a rule, so that its factors can differ from 1."""
+        return self.rule != "naive"
+
+    @property
+    def setting(self) -> str:
+        """Its best setting in words: ``2x, threshold 0.1``."""
+        return _words(self.multiple, self.vary, self.value)
+
+    @property
+    def paper_setting(self) -> str:
+        """The best setting of the paper's own grid in words; nothing if all of it diverged."""
+        return "" if self.paper_multiple is None else _words(self.paper_multiple, self.vary, self.paper_value)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of the results."""
+
+    name: str
+    model: str
+    method: str
+    multiple: float
+    rate: float
+    value: float | None
+    seed: int
+    until: str  # "selection" or "final"
+    verdict: str
+    onset: int | None
+    steps: int
+    scores: dict[str, float]  # "auc/promo" and so on; NaN where undefined
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it diverged fully."""
+        return self.verdict == "full"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report is made of."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    tasks: list[Task]
+    methods: list[Method]
+    trials: list[Trial]
+
+    @property
+    def models(self) -> list[str]:
+        """The models by name, in the study's order."""
+        return self.summary["models"]
+
+    @property
+    def floor(self) -> str | None:
+        """The name of the linear floor: the model that is none of the study's own."""
+        return next((trial.model for trial in self.trials if trial.model not in self.models), None)
+
+    @property
+    def metric(self) -> str:
+        """The score that selected."""
+        return f"auc/{self.summary['select_by']}"
+
+    @property
+    def shown(self) -> str:
+        """The score that is shown beside it."""
+        return f"rmse/{self.summary['show']}"
+
+    @property
+    def last_day(self) -> str:
+        """Day N, on which the final runs are scored."""
+        return self.summary["days"][-1]
+
+    @property
+    def selection_day(self) -> str:
+        """Day N - 1, on which settings are selected."""
+        return self.summary["days"][-2]
+
+    def finals(self, model: str, method: str) -> list[Trial]:
+        """Return the trials that were scored on day N, by seed."""
+        found = [t for t in self.trials if (t.model, t.method, t.until) == (model, method, "final")]
+        return sorted(found, key=lambda trial: trial.seed)
+
+    def sweep(self, model: str, method: Method) -> list[Trial]:
+        """Return the trials of a method's best threshold that were scored on day N - 1, by rate."""
+        wanted = (model, method.name, method.value, "selection")
+        found = [t for t in self.trials if (t.model, t.method, t.value, t.until) == wanted]
+        return sorted(found, key=lambda trial: trial.multiple)
+
+    def steps(self, trial: Trial) -> pl.DataFrame | None:
+        """Return a row for each step; None if the trial's folder does not hold them."""
+        return self._table(trial, "metrics.parquet")
+
+    def days(self, trial: Trial) -> pl.DataFrame | None:
+        """Return a row for each day that was scored; None if the trial's folder does not hold them."""
+        return self._table(trial, "days.parquet")
+
+    def events(self, trial: Trial) -> list[dict[str, Any]]:
+        """Return the divergences that the trial's journal tells of."""
+        path = self.folder / "trials" / trial.name / "events.jsonl"
+        if not path.exists():
+            return []
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return [line for line in lines if line["event"] == "divergence"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {error!r}; expected a JSON object a line") from None
+
+    def _table(self, trial: Trial, name: str) -> pl.DataFrame | None:
+        path = self.folder / "trials" / trial.name / name
+        return _parquet(path) if path.exists() else None
+
+
+def read(folder: Path) -> Results:
+    """Return the results of a study.
+
+    Raises:
+        InputError: naming the file, if one is missing or cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected that of a finished study")
+    for name in ("summary.json", "results.parquet"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; expected the folder of a finished study")
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        config = tomllib.loads(summary["config"])
+        rules = {entry["name"]: entry for entry in config["methods"]}
+        methods = [_method(entry, rules[entry["name"]]) for entry in summary["methods"]]
+        tasks = [Task(*entry) for entry in summary["tasks"]]
+        _require(summary, config)
+    except KeyError as error:
+        raise InputError(f"{path} has no {error}; expected the summary that a study writes") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected the summary that a study writes") from None
+    scores = [task.metric for task in tasks]
+    return Results(folder, summary, config, tasks, methods, _trials(folder / "results.parquet", scores))
+
+
+def _require(summary: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise KeyError for what the page needs and the summary does not have."""
+    for key in (*_SUMMARY, "days", "models", "methods", "tasks", "table", "versions", "select_by", "show"):
+        summary[key]
+    for key in ("rates", "seeds", "fall_off"):
+        config["search"][key]
+    for line in summary["table"]:
+        for key in _LINE:
+            line[key]
+    for model in summary["models"]:
+        for method in summary["methods"]:
+            method["falls_off"][model]
+    if len(summary["days"]) < 2:
+        raise ValueError("it has fewer than two days")
+
+
+def _method(entry: dict[str, Any], configured: dict[str, Any]) -> Method:
+    return Method(
+        name=entry["name"],
+        rule=configured["rule"]["name"],
+        warmup_steps=configured["warmup_steps"],
+        vary=entry["vary"],
+        multiple=entry["multiple"],
+        value=entry["value"],
+        at_edge=entry["at_edge"],
+        score=_number(entry["score"]),
+        paper_multiple=entry["paper_multiple"],
+        paper_value=entry["paper_value"],
+        paper_score=_number(entry["paper_score"]),
+        falls_off=entry["falls_off"],
+    )
+
+
+def _trials(path: Path, scores: Iterable[str]) -> list[Trial]:
+    rows = _parquet(path)
+    for score in scores:
+        if score not in rows.columns:
+            raise InputError(f"{path} has no column {score!r}; expected a score for each of the summary's tasks")
+    try:
+        return [_trial(row) for row in rows.iter_rows(named=True)]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be used: {error!r}; expected the rows that a study writes") from None
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    return Trial(
+        name=row["trial"],
+        model=row["model"],
+        method=row["method"],
+        multiple=row["multiple"],
+        rate=row["rate"],
+        value=row["value"],
+        seed=row["seed"],
+        until=row["until"],
+        verdict=row["verdict"],
+        onset=row["onset"],
+        steps=row["steps"],
+        scores={key: _number(value) for key, value in row.items() if "/" in key},
+    )
+
+
+def _parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read: {reason}; expected a Parquet file that a study wrote") from None
+
+
+def _words(multiple: float, vary: str | None, value: float | None) -> str:
+    return f"{multiple:g}x" if vary is None or value is None else f"{multiple:g}x, {vary} {value:g}"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,58 @@
+"""The layers of a ranker as the figures call them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PREFIX = "clip_factor/"
+
+
+class Layer(NamedTuple):
+    """A layer in a figure."""
+
+    column: str  # of its clip factors
+    label: str
+    role: int  # its place in the paper's fig. 6, the same in every model
+
+
+def labels(columns: Sequence[str]) -> dict[str, str]:
+    """Return what to call the layer of each column of clip factors; weights only, biases are left out.
+
+    >>> labels(["step", "clip_factor/bottom.layers.0.weight", "clip_factor/bottom.layers.2.weight"])
+    {'clip_factor/bottom.layers.0.weight': 'bottom 1', 'clip_factor/bottom.layers.2.weight': 'bottom 2'}
+    """
+    weights = [c for c in columns if c.startswith(PREFIX) and c.endswith(".weight")]
+    counted: dict[str, int] = {}
+    found = {}
+    for column in weights:
+        name = column.removeprefix(PREFIX).removesuffix(".weight")
+        if name.startswith("heads."):
+            found[column] = f"head {name.removeprefix('heads.')}"
+        elif name == "interaction.norm":
+            found[column] = "layer norm"
+        else:
+            kind = _kind(name)
+            counted[kind] = counted.get(kind, 0) + 1
+            found[column] = f"{kind} {counted[kind]}"
+    return found
+
+
+def telling(columns: Sequence[str], tasks: Sequence[str]) -> list[Layer]:
+    """Return the layers of the paper's fig. 6: first cross layer, the bottom's first and last, two tasks' heads."""
+    called = labels(columns)
+    cross = [c for c, label in called.items() if label.startswith("cross")]
+    bottom = [c for c, label in called.items() if label.startswith(("bottom", "expert"))]
+    heads = [[c for c, label in called.items() if label == f"head {task}"] for task in tasks]
+    roles = [cross[:1], bottom[:1], bottom[1:][-1:], *heads]
+    return [Layer(c, called[c], role) for role, found in enumerate(roles) for c in found]
+
+
+def _kind(name: str) -> str:
+    """Return what a layer is, by its place in the model: ``bottom``, ``cross``, ``expert 2, layer``, ``gate``."""
+    parts = name.split(".")
+    if name.startswith("interaction.layers."):
+        return "cross"
+    if name.startswith("bottom.experts.") and parts[2].isdigit():
+        return f"expert {int(parts[2]) + 1}, layer"
+    if name.startswith("bottom.gates."):
+        return "gate"
+    return "bottom" if name.startswith("bottom.") else name

@@ -1,0 +1,159 @@
+"""The report's tables: the study's own, and every task."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from surefoot.report.findings import entries, final_score
+from surefoot.report.folder import Results, Task, Trial
+from surefoot.report.text import Score
+
+MINUS = "\N{MINUS SIGN}"
+EDGE = ", at edge"  # how the study's table marks a setting whose neighbours were not all tried
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the study's table."""
+
+    method: str
+    setting: str
+    at_edge: bool
+    auc: str
+    rmse: str
+    diverged: str
+    falls_off: str
+    holds: bool  # whether it fell off at no rate that was tried
+    paper: str
+    tag: str = ""  # "best", or "≈ best": within its spread
+
+
+@dataclass(frozen=True)
+class Group:
+    """A model's lines."""
+
+    model: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score of one task: what is said, what is added in small, and whether it is the best of a judged task."""
+
+    text: str
+    small: str = ""
+    best: bool = False
+    tone: str = ""  # "good" or "bad" against the floor
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Every task of one model: a row a method, then the floor and the best constant."""
+
+    model: str
+    rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
+
+
+def main_table(results: Results) -> list[Group]:
+    """Return the study's table, grouped by model."""
+    groups: dict[str, list[Line]] = {}
+    for entry in results.summary["table"]:
+        ranked = entries(results, entry["model"]) if entry["model"] in results.models else []
+        tags = {e.who: "≈ best" for e in ranked[1:] if ranked[0].score.near(e.score)}
+        if len(ranked) > 1:
+            tags[ranked[0].who] = "best"
+        setting = entry["setting"]
+        line = Line(
+            method=entry["method"] or entry["model"],
+            setting=setting.removesuffix(EDGE),
+            at_edge=setting.endswith(EDGE),
+            auc=entry["auc"].removesuffix(" ± nan"),
+            rmse=entry["rmse"].removesuffix(" ± nan"),
+            diverged=entry["diverged"],
+            falls_off=entry["falls_off"],
+            holds=entry["falls_off"].startswith("above"),
+            paper=entry["paper"],
+            tag=tags.get(entry["method"], ""),
+        )
+        groups.setdefault(entry["model"], []).append(line)
+    return [Group(model, lines) for model, lines in groups.items()]
+
+
+def task_tables(results: Results) -> list[TaskTable]:
+    """Return a table for each model."""
+    return [_task_table(results, model) for model in results.models]
+
+
+def _task_table(results: Results, model: str) -> TaskTable:
+    names = [method.name for method in results.methods]
+    columns = [_column(results, model, names, task) for task in results.tasks]
+    table = TaskTable(model, [(name, [cells[i] for cells in columns]) for i, name in enumerate(names)])
+    if results.floor:
+        floor = results.floor
+        table.rows.append((floor, [_cell(results, floor, floor, task) for task in results.tasks]))
+    table.rows.append(("best constant", [_constant(results, model, names, task) for task in results.tasks]))
+    if results.floor:
+        table.rows.append(("best against the floor", [_against(results, model, task) for task in results.tasks]))
+    return table
+
+
+def _column(results: Results, model: str, names: Sequence[str], task: Task) -> list[Cell]:
+    best = _best(results, model, task)
+    winner = best[0] if best and task.judged else None
+    return [_cell(results, model, name, task, best=name == winner) for name in names]
+
+
+def _cell(results: Results, model: str, method: str, task: Task, *, best: bool = False) -> Cell:
+    trials = results.finals(model, method)
+    alive = [trial for trial in trials if not trial.diverged]
+    score = final_score(results, model, method, task.metric)
+    if not alive:
+        return Cell("diverged" if trials else "not run")
+    if score is None:
+        return Cell("undefined (one class)" if task.kind == "binary" else "undefined")
+    if task.kind != "binary":
+        return Cell(score.text(4), best=best)
+    return Cell(score.text(2, 100), _interval(alive, task), best=best)
+
+
+def _interval(trials: Sequence[Trial], task: Task) -> str:
+    """Return the 95 % interval of the AUC by the day's rows, its ends averaged over the seeds."""
+    ends = []
+    for key in ("auc_low", "auc_high"):
+        values = [trial.scores.get(f"{key}/{task.name}", math.nan) for trial in trials]
+        ends.append(100 * statistics.fmean(values))
+    return "" if any(math.isnan(end) for end in ends) else f"[{ends[0]:.1f}, {ends[1]:.1f}]"
+
+
+def _best(results: Results, model: str, task: Task) -> tuple[str, Score] | None:
+    """Return the method with the best score of a task; None if none has any."""
+    found = [(m.name, final_score(results, model, m.name, task.metric)) for m in results.methods]
+    scores = [(name, score) for name, score in found if score is not None]
+    sign = 1 if task.kind == "binary" else -1
+    return max(scores, key=lambda pair: sign * pair[1].mean, default=None)
+
+
+def _constant(results: Results, model: str, names: Sequence[str], task: Task) -> Cell:
+    if task.kind == "binary":
+        return Cell("50.00")
+    key = f"rmse_constant/{task.name}"
+    values = [t.scores[key] for name in names for t in results.finals(model, name) if key in t.scores]
+    return Cell(f"{values[0]:.4f}" if values else "")
+
+
+def _against(results: Results, model: str, task: Task) -> Cell:
+    """Compare the best method with the linear floor, on one task."""
+    best = _best(results, model, task)
+    floor = final_score(results, str(results.floor), str(results.floor), task.metric)
+    if best is None or floor is None:
+        return Cell("")
+    name, score = best
+    binary = task.kind == "binary"
+    lead = 100 * (score.mean - floor.mean) if binary else score.mean - floor.mean
+    better = (lead > 0) == binary and lead != 0
+    text = (f"{lead:+.2f}" if binary else f"{lead:+.4f}").replace("-", MINUS)
+    if score.near(floor):
+        return Cell(text, f"{name}, within the spread")
+    tone = ("good" if better else "bad") if task.judged else ""
+    return Cell(text, f"{name} is {'better' if better else 'worse'}", tone=tone)

@@ -1,0 +1,1 @@
+"""A package, so that its conftest.py and its study have names of their own."""

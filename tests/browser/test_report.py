@@ -1,0 +1,81 @@
+"""What a reader of the report sees, and what the report asks of the network: nothing."""
+
+import json
+from pathlib import Path
+
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+FIGURES = [f"{section}-{i}" for section in ("rate", "steps", "curve", "factors", "share") for i in (0, 1)]
+
+
+def opened(browser: Chrome, report: Path, width: int = 1280) -> None:
+    browser.set_window_size(width, 900)
+    browser.get(report.as_uri())
+    drawn = "return [...document.querySelectorAll('.plot')].filter(p => p.querySelector('.trace, .hm')).length"
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script(drawn) == len(FIGURES))
+
+
+def visible(browser: Chrome, figure: str) -> list[dict[str, str]]:
+    """Return what the visible traces of a figure say of themselves."""
+    script = f"return document.getElementById('{figure}').data.filter(t => t.visible !== false && t.meta)"
+    return browser.execute_script(f"{script}.map(t => t.meta)")
+
+
+def test_it_opens_without_an_error_and_without_the_network(browser: Chrome, report: Path) -> None:
+    opened(browser, report)
+    assert browser.get_log("browser") == []
+    entries = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in entries if not name.startswith(("data:", "blob:"))] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = [request["request"]["url"] for request in sent if request["documentURL"] == report.as_uri()]
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+
+
+def test_every_figure_is_drawn(browser: Chrome, report: Path) -> None:
+    opened(browser, report)
+    for figure in FIGURES:
+        place = browser.find_element(By.ID, figure)
+        drawing = place.find_element(By.CSS_SELECTOR, "svg.main-svg")
+        assert drawing.size["width"] > 400, figure
+        assert abs(drawing.size["height"] - place.size["height"]) < 2, figure
+        assert place.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path, .heatmaplayer image"), figure
+
+
+def test_the_verdict_and_every_method_can_be_seen(browser: Chrome, report: Path) -> None:
+    opened(browser, report)
+    verdict = browser.find_element(By.ID, "verdict")
+    assert verdict.is_displayed()
+    assert verdict.location["y"] + verdict.size["height"] < 900  # without scrolling
+    assert verdict.text.startswith("On ")
+    assert "Best on day-04: " in verdict.text
+    for place in (".chips", "#scores", ".tasks"):
+        found = browser.find_element(By.CSS_SELECTOR, place)
+        assert found.is_displayed()
+        assert all(name in found.text for name in ("naive", "GC", "Clippy")), place
+
+
+def test_a_button_chooses_the_rate_and_a_chip_hides_a_method(browser: Chrome, report: Path) -> None:
+    opened(browser, report)
+    for rate in ("64", "1"):
+        browser.find_element(By.CSS_SELECTOR, f'[data-plot="steps-0"][data-choice="{rate}"]').click()
+        assert {meta["choice"] for meta in visible(browser, "steps-0")} == {rate}
+    for names in ({"naive", "Clippy"}, {"naive", "GC", "Clippy"}):
+        browser.find_element(By.CSS_SELECTOR, '[data-method="GC"]').click()
+        for figure in ("rate-0", "rate-1", "steps-0", "curve-1"):
+            shown = {meta["method"] for meta in visible(browser, figure)} - {"linear floor"}
+            assert shown == names, figure
+        assert {meta["choice"] for meta in visible(browser, "steps-0")} == {"1"}
+    assert browser.get_log("browser") == []
+
+
+def test_nothing_runs_over_the_side_of_a_narrow_window(browser: Chrome, report: Path) -> None:
+    for width in (1280, 700):
+        opened(browser, report, width)
+        root = "document.documentElement"
+        assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth"), width
+        for figure in FIGURES:
+            place = browser.find_element(By.ID, figure)
+            assert place.find_element(By.CSS_SELECTOR, "svg.main-svg").size["width"] <= place.size["width"] + 1, figure

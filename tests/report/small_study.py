@@ -1,0 +1,26 @@
+"""A real study, as small as one can be that still has all of a report in it."""
+
+from pathlib import Path
+
+from surefoot.study.config import StudyConfig, parse
+from surefoot.study.protocol import run_study
+
+FOLDER = "small-study"  # under pytest's own folder: whoever asks second finds it finished
+CONFIG = {
+    "name": "tiny",
+    "data": {"days": 5, "rows_per_day": 256},
+    "training": {"batch_size": 64},
+    "search": {"rates": [1], "extra_trials": 1, "sweep": [1, 64], "seeds": [1, 2], "floor_rates": [0.1]},
+    "models": [{"name": "small", "hidden": [8]}, {"name": "large", "hidden": [8, 8], "cross_layers": 1}],
+    "methods": [
+        {"name": "naive", "rule": {"name": "naive"}},
+        {"name": "GC", "rule": {"name": "gc"}, "vary": "threshold", "values": [0.1]},
+        {"name": "Clippy", "rule": {"name": "clippy"}},
+    ],
+}
+
+
+def run(folder: Path) -> Path:
+    """Run the study into the folder, or what is left of it; return it."""
+    run_study(parse(StudyConfig, CONFIG, "the tests"), folder, workers=1)
+    return folder
