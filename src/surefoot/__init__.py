@@ -3,6 +3,8 @@
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
 from surefoot.optim.eager import Accumulate, Epsilon
+from surefoot.optim.gradients import gradient_operations
+from surefoot.optim.groups import GroupSpec, parameter_groups
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import (
     AdaptiveGradientClip,
@@ -25,9 +27,12 @@ __all__ = [
     "Epsilon",
     "GlobalGradientClip",
     "GradientClip",
+    "GroupSpec",
     "NoClip",
     "NonFinite",
     "Rule",
     "TrustRatio",
     "__version__",
+    "gradient_operations",
+    "parameter_groups",
 ]

@@ -62,8 +62,6 @@ class Adagrad(Optimizer):
     """
 
     _step_supports_amp_scaling = True  # tells GradScaler to set grad_scale and found_inf
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -137,7 +135,7 @@ class Adagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         items = self._items()
-        if self._nonfinite is NonFinite.SKIP_TENSOR and self.found_inf is None:
+        if self._nonfinite is NonFinite.SKIP_TENSOR and self._handed("found_inf") is None:
             items = _without_bad_tensors(items)
         else:
             flag = self._flag(items)
@@ -209,13 +207,14 @@ class Adagrad(Optimizer):
                             f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
                             f"{tuple(state['sum'].shape)}; expected weights that keep their shape between steps"
                         )
-                    items.append(Item(param, param.grad, state["sum"], options, self.grad_scale, None))
+                    items.append(Item(param, param.grad, state["sum"], options, self._handed("grad_scale"), None))
         return items
 
     def _flag(self, items: Sequence[Item]) -> Tensor | None:
         """Return whether to skip the step, a 0-d bool that need not have been computed yet; None: it is not skipped."""
-        if self.found_inf is not None:
-            return self.found_inf.squeeze() > 0
+        found_inf = self._handed("found_inf")
+        if found_inf is not None:
+            return found_inf.squeeze() > 0
         if self._nonfinite is NonFinite.PROPAGATE or not items:
             return None
         fast = [item.grad for item in items if self._fused and kernel.takes(item.grad)]
@@ -230,6 +229,10 @@ class Adagrad(Optimizer):
                     )
             return None
         return nonfinite.any_of(flags)
+
+    def _handed(self, name: str) -> Tensor | None:
+        """Return what GradScaler or a guard has handed to this step."""
+        return getattr(self, name, None)
 
     def _skip(self, count: int | Tensor) -> None:
         self._skipped = self._skipped + count

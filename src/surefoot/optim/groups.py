@@ -1,0 +1,350 @@
+"""Parameter groups by name: a rate, a weight decay, a rule for each layer, and embedding tables set apart."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from surefoot import checks
+from surefoot.rules import Rule
+
+NamePattern = str | re.Pattern[str]
+"""A glob, in which ``*`` crosses dots too, or a compiled regular expression; both must match the whole name."""
+_TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name: nobody has to import torchrec
+
+
+class NamedParameter(NamedTuple):
+    """A parameter and the names it goes by: more than one where it is tied."""
+
+    param: nn.Parameter
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What the parameters of one name pattern get instead of the defaults.
+
+    Args:
+        pattern: a glob such as ``"bottom.*.weight"``, or a compiled regular expression, matched against the whole
+            name of the parameter; ``*`` crosses dots too.
+        lr_multiplier: multiplies the rate that the parameter would have, depth included.
+        weight_decay: replaces the default; None leaves it.
+        rule: replaces the default; None leaves it.
+
+    Raises:
+        TypeError: if the pattern is neither a string nor a compiled regular expression, or the rule is no rule.
+        ValueError: if the multiplier or the weight decay is negative or not finite.
+
+    >>> GroupSpec("heads.*", lr_multiplier=0.1)
+    GroupSpec(pattern='heads.*', lr_multiplier=0.1, weight_decay=None, rule=None)
+    """
+
+    pattern: NamePattern
+    lr_multiplier: float = 1.0
+    weight_decay: float | None = None
+    rule: Rule | None = None
+
+    def __post_init__(self) -> None:
+        _check_pattern("pattern", self.pattern)
+        _check_number("lr_multiplier", self.lr_multiplier)
+        if self.weight_decay is not None:
+            _check_number("weight_decay", self.weight_decay)
+        _check_rule(self.rule)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one parameter got, and why."""
+
+    name: str
+    param: nn.Parameter = field(repr=False, compare=False)
+    embedding: bool
+    options: dict[str, Any]  # lr and, where set, weight_decay and rule
+    layers_above: int  # the power of the depth decay
+    patterns: tuple[NamePattern, ...]  # that match the name, the one that won first
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """A model's trainable parameters in groups. ``print`` shows a table of what went where.
+
+    ``dense`` and ``embedding`` are made anew each time, since an optimizer writes its defaults into what it is given.
+
+    Args:
+        assignments: one for each trainable parameter, in the model's order.
+        frozen: names of the parameters left out, which require no gradient.
+    """
+
+    assignments: tuple[Assignment, ...]
+    frozen: tuple[str, ...]
+
+    @property
+    def dense(self) -> list[dict[str, Any]]:
+        """Groups of all that is no embedding table, for any torch optimizer."""
+        return self._groups(embedding=False)
+
+    @property
+    def embedding(self) -> list[dict[str, Any]]:
+        """Groups of the embedding tables, for an optimizer of their own; empty if there are none."""
+        return self._groups(embedding=True)
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Names that no pattern matches: they have the defaults."""
+        return tuple(a.name for a in self.assignments if not a.patterns)
+
+    @property
+    def doubly_matched(self) -> dict[str, tuple[NamePattern, ...]]:
+        """Names that several patterns match, and which; the first one won."""
+        return {a.name: a.patterns for a in self.assignments if len(a.patterns) > 1}
+
+    def _groups(self, *, embedding: bool) -> list[dict[str, Any]]:
+        parts: dict[object, list[Assignment]] = {}
+        for each in self.assignments:
+            if each.embedding is embedding:
+                parts.setdefault((each.patterns[:1], each.layers_above), []).append(each)
+        return [_group(part) for part in parts.values()]
+
+    def __str__(self) -> str:
+        rows = [("parameter", "kind", "lr", "weight_decay", "rule", "pattern", "also matched by")]
+        for a in self.assignments:
+            decay, rule = (str(a.options.get(option, "-")) for option in ("weight_decay", "rule"))
+            pattern, *also = map(_show, a.patterns) if a.patterns else ("-",)
+            kind = "embedding" if a.embedding else "dense"
+            rows.append((a.name, kind, f"{float(a.options['lr']):g}", decay, rule, pattern, ", ".join(also)))
+        rows += [(name, "frozen", "-", "-", "-", "-", "") for name in self.frozen]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float | Tensor,
+    embedding_lr: float | Tensor | None = None,
+    weight_decay: float | None = None,
+    rule: Rule | None = None,
+    overrides: Sequence[GroupSpec] = (),
+    depth_decay: float | None = None,
+    layers: Sequence[NamePattern] | None = None,
+) -> ParameterGroups:
+    r"""Sort a model's parameters into groups by name, embedding tables apart.
+
+    The rate of a parameter in layer k of n, counted from the bottom, is
+
+    .. math:: lr \cdot depth\_decay^{\,n-1-k} \cdot lr\_multiplier
+
+    The groups go into ``surefoot.Adagrad``, ``surefoot.ClippyAdagrad`` and every torch optimizer. A group's own rate
+    wins over the rate that the optimizer is given. Where an option is None the groups do not have it, and the
+    optimizer's own default holds. Group dicts hold ``params``, ``param_names``, ``lr`` and, where set,
+    ``weight_decay`` and ``rule``; torch's own optimizers do not read ``rule``.
+
+    Embedding tables (``nn.Embedding``, ``nn.EmbeddingBag``, TorchRec's ``EmbeddingBagCollection`` and
+    ``EmbeddingCollection``) are told by their module's class. They get an optimizer of their own, and neither
+    ``weight_decay``, ``rule`` nor, by default, ``depth_decay``: only an override that matches them sets these. Tables
+    that FBGEMM or TorchRec updates inside the backward pass never show a gradient: no optimizer that these groups
+    go into moves them, and no rule reaches them.
+
+    A tied parameter appears once, under the first of its names; a pattern may match any of them. It is an embedding
+    table if any module that owns it is one. Parameters that require no gradient are left out and listed as frozen.
+    Names are those of ``model.named_parameters()``: wrappers such as DDP put a prefix before them.
+
+    Args:
+        model: the model, after whatever replaces its parameters (``to_empty``, ``fully_shard``).
+        lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets its own copy.
+        embedding_lr: the rate of the embedding tables; None is ``lr``.
+        weight_decay: of the dense parameters.
+        rule: of the dense parameters, for optimizers that read it.
+        overrides: by name pattern; the first that matches a parameter wins and the others are reported.
+        depth_decay: above 0 and at most 1: what each layer's rate is of that of the layer above.
+        layers: name patterns, one for each layer, the bottom first; the first match wins, and parameters that none
+            matches keep the full rate. None takes every module that owns dense parameters, frozen or not, as a
+            layer, in the order of registration, a parent before its children. Parallel branches, such as experts
+            and heads, have no depth order of their own: name the layers of such models.
+
+    Returns:
+        The groups, and the report of which parameter went where.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind; for a rule it says which object to pass.
+        ValueError: if a number is out of range; if a pattern matches no parameter, naming the closest name; if a
+            pattern never wins because of those before it; if nothing in the model is trainable.
+
+    >>> model = nn.Sequential(nn.Embedding(100, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> groups = parameter_groups(model, lr=0.1, depth_decay=0.5, overrides=[GroupSpec("*.bias", lr_multiplier=2.0)])
+    >>> print(groups)
+    parameter  kind       lr    weight_decay  rule  pattern  also matched by
+    0.weight   embedding  0.1   -             -     -
+    1.weight   dense      0.05  -             -     -
+    1.bias     dense      0.1   -             -     *.bias
+    3.weight   dense      0.1   -             -     -
+    3.bias     dense      0.2   -             -     *.bias
+    >>> import torch
+    >>> optimizer = torch.optim.AdamW(groups.dense)
+    >>> tables = torch.optim.Adagrad(groups.embedding)
+
+    Reference for rates that decay with depth: J. Howard and S. Ruder, "Universal Language Model Fine-tuning for Text
+    Classification", arXiv:1801.06146, section 3.2.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}; expected a torch.nn.Module")
+    _check_rate("lr", lr)
+    _check_rate("embedding_lr", lr if embedding_lr is None else embedding_lr)
+    for spec in overrides:
+        if not isinstance(spec, GroupSpec):
+            raise TypeError(f"overrides has {spec!r}; expected objects such as surefoot.GroupSpec('heads.*')")
+    _check_depth(depth_decay, layers)
+    params, tables = named_parameters(model), embedding_tables(model)
+    if not any(param.requires_grad for param, _ in params):
+        raise ValueError("model has no parameter that requires a gradient; expected at least one")
+    matched = match_names("overrides", [spec.pattern for spec in overrides], params)
+    above = {} if depth_decay is None else _layers_above(params, tables, layers)
+    dense = GroupSpec("*", weight_decay=weight_decay, rule=rule), lr
+    table = GroupSpec("*"), lr if embedding_lr is None else embedding_lr
+    assignments: list[Assignment] = []
+    for (param, names), found in zip(params, matched, strict=True):
+        default, rate = table if param in tables else dense
+        spec, height = overrides[found[0]] if found else default, above.get(param, 0)
+        options = {
+            "lr": rate * ((depth_decay or 1.0) ** height * spec.lr_multiplier),
+            "weight_decay": default.weight_decay if spec.weight_decay is None else spec.weight_decay,
+            "rule": default.rule if spec.rule is None else spec.rule,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        patterns = tuple(overrides[i].pattern for i in found)
+        assignments.append(Assignment(names[0], param, param in tables, options, height, patterns))
+    frozen = tuple(a.name for a in assignments if not a.param.requires_grad)
+    return ParameterGroups(tuple(a for a in assignments if a.param.requires_grad), frozen)
+
+
+def embedding_tables(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of the model's embedding tables, told by the class of the module that owns them.
+
+    >>> embedding_tables(nn.Linear(2, 1))
+    set()
+    """
+    return {param for module in model.modules() if _is_table(module) for param in module.parameters()}
+
+
+def named_parameters(model: nn.Module) -> list[NamedParameter]:
+    """Return each parameter of the model once, in its order, with all its names.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> [names for _, names in named_parameters(model)]
+    [('0.weight', '1.weight')]
+    """
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(param, []).append(name)
+    return [NamedParameter(param, tuple(each)) for param, each in names.items()]
+
+
+def match_names(
+    argument: str, patterns: Sequence[NamePattern], params: Sequence[NamedParameter]
+) -> list[tuple[int, ...]]:
+    """Return, for each parameter, the indices of the patterns that match one of its names; the first one wins.
+
+    Raises:
+        TypeError: if a pattern is neither a string nor a compiled regular expression.
+        ValueError: if a pattern of ``argument`` wins no parameter.
+
+    >>> match_names("overrides", ["a.*", "*.bias"], named_parameters(nn.ModuleDict({"a": nn.Linear(1, 1)})))
+    Traceback (most recent call last):
+    ValueError: overrides has the pattern '*.bias', which never wins: 'a.*' stands before it and also matches
+    'a.bias'; expected the narrower pattern first
+    """
+    for pattern in patterns:
+        _check_pattern(f"a pattern in {argument}", pattern)
+    matched = [
+        tuple(i for i, pattern in enumerate(patterns) if any(_matches(pattern, name) for name in named.names))
+        for named in params
+    ]
+    for i, pattern in enumerate(patterns):
+        among = [(named, found[0]) for named, found in zip(params, matched, strict=True) if i in found]
+        if not among:
+            names = [name for named in params for name in named.names]
+            closest = get_close_matches(_show(pattern), names, n=1, cutoff=0.0)
+            hint = f"the closest name is {closest[0]!r}" if closest else "the model has none"
+            raise ValueError(f"{argument} has the pattern {_show(pattern)!r}, which matches no parameter; {hint}")
+        if all(winner != i for _, winner in among):
+            raise ValueError(
+                f"{argument} has the pattern {_show(pattern)!r}, which never wins: {_show(patterns[among[0][1]])!r} "
+                f"stands before it and also matches {among[0][0].names[0]!r}; expected the narrower pattern first"
+            )
+    return matched
+
+
+def _matches(pattern: NamePattern, name: str) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else pattern.fullmatch(name) is not None
+
+
+def _show(pattern: NamePattern) -> str:
+    return pattern if isinstance(pattern, str) else pattern.pattern
+
+
+def _is_table(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return True
+    return any(_TABLES_OF_TORCHREC.fullmatch(base.__name__) for base in type(module).__mro__)
+
+
+def _layers_above(
+    params: Sequence[NamedParameter], tables: set[nn.Parameter], layers: Sequence[NamePattern] | None
+) -> dict[nn.Parameter, int]:
+    """Return how many layers stand above each parameter's."""
+    if layers is not None:
+        matched = match_names("layers", layers, params)
+        return {named.param: len(layers) - 1 - found[0] for named, found in zip(params, matched, strict=True) if found}
+    owner = {param: names[0].rpartition(".")[0] for param, names in params if param not in tables}
+    depth = {module: k for k, module in enumerate(dict.fromkeys(owner.values()))}
+    return {param: len(depth) - 1 - depth[module] for param, module in owner.items()}
+
+
+def _group(part: list[Assignment]) -> dict[str, Any]:
+    # names beside the parameters, not in tuples with them: optimizers that know nothing of names take these too
+    group = {"params": [a.param for a in part], "param_names": [a.name for a in part], **part[0].options}
+    if isinstance(group["lr"], Tensor):
+        group["lr"] = group["lr"].clone()  # a scheduler may write into it
+    return group
+
+
+def _check_depth(depth_decay: float | None, layers: Sequence[NamePattern] | None) -> None:
+    if depth_decay is None:
+        if layers is not None:
+            raise ValueError(f"layers is {layers!r} without depth_decay; expected both or neither")
+        return
+    _check_number("depth_decay", depth_decay)
+    if not 0 < depth_decay <= 1:
+        raise ValueError(f"depth_decay is {depth_decay!r}; expected a number above 0, at most 1")
+    if isinstance(layers, str | re.Pattern):
+        raise TypeError(f"layers is {layers!r}; expected a sequence of patterns, the bottom first")
+
+
+def _check_rule(rule: object) -> None:
+    if isinstance(rule, type):
+        raise TypeError(f"rule is the class {rule.__name__}; expected an object such as surefoot.Clippy()")
+    if rule is not None and not isinstance(rule, Rule):
+        raise TypeError(f"rule is {rule!r}; expected an object such as surefoot.Clippy()")
+
+
+def _check_rate(argument: str, rate: object) -> None:
+    if not isinstance(rate, Tensor):
+        _check_number(argument, rate)
+    elif rate.numel() != 1:
+        raise ValueError(f"{argument} is a tensor of shape {tuple(rate.shape)}; expected a single number")
+
+
+def _check_number(argument: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{argument} is {value!r}; expected a number")
+    checks.non_negative(argument, value)
+
+
+def _check_pattern(argument: str, pattern: object) -> None:
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(f"{argument} is {pattern!r}; expected a glob such as 'bottom.*' or a compiled expression")
