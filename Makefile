@@ -22,7 +22,7 @@ lint: .venv/ready
 check: lint test
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/study.py
+	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf .venv demo
