@@ -3,9 +3,9 @@
     python benchmarks/step.py [--layouts Large Small many] [--rounds 25] [--threads N]
 
 Layouts: Large, four layers of 4096 on a 1000-wide input (54.5M numbers); Small, two layers of 512 (0.8M); many, 600
-tensors (1.25M). Every rival steps once a round, so that a slow moment of the machine meets all of them; the table has
-medians, quartiles and the ratio of medians. "memory" moves the five streams of an Adagrad step (read w, g, G; write w,
-G) in place with as little arithmetic as torch allows: the limit. Extra memory is the peak of a step over that before it.
+tensors (1.25M). Every rival steps in every round, so that a slow moment of the machine meets all of them; the table
+has medians, quartiles and the ratio of medians. "memory" moves the five streams of an Adagrad step (read w, g, G;
+write w, G) in place with as little arithmetic as torch allows: the limit. Extra memory is the peak during a step.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP
 
 import psutil
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 
 import surefoot
@@ -100,9 +100,9 @@ RIVALS: dict[str, Callable[[list[Parameter]], Step]] = {
     "torch Adagrad foreach": adagrad(foreach=True),
     "memory": memory_limit,
     "ClippyAdagrad": lambda params: surefoot.ClippyAdagrad(params, lr=1e-3).step,
-    "ClippyAdagrad, every layer clips": lambda params: surefoot.ClippyAdagrad(
-        params, lr=1e-3, relative=0.0, absolute=1e-6
-    ).step,
+    "ClippyAdagrad, every layer clips": lambda params: (
+        surefoot.ClippyAdagrad(params, lr=1e-3, relative=0.0, absolute=1e-6).step
+    ),
     "ClippyAdagrad eager": lambda params: surefoot.ClippyAdagrad(params, lr=1e-3, fused=False).step,
     "clip_grad_norm_ + torch Adagrad fused": clip_norm_then_adagrad,
     "pytorch_optimizer AGC + torch Adagrad fused": agc,
@@ -169,7 +169,7 @@ def share_of_training(layout: str, rounds: int) -> str:
     x = torch.randn(1024, widths[0])
     shares = {}
     for name in (PEER, "ClippyAdagrad"):
-        layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [torch.nn.Linear(a, b) for a, b in pairwise(widths)]
         model = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU())))
         step = RIVALS[name](list(model.parameters()))
         spent: list[tuple[float, float]] = []
@@ -181,7 +181,8 @@ def share_of_training(layout: str, rounds: int) -> str:
             step()
             spent.append((middle - start, time.perf_counter() - middle))
         shares[name] = statistics.median(s / (f + s) for f, s in spent)
-    return f"{layout:6} share of a training step, batch 1024: " + ", ".join(f"{n} {100 * s:.1f} %" for n, s in shares.items())
+    told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+    return f"{layout:6} share of a training step, batch 1024: {told}"
 
 
 def main() -> None:
@@ -192,11 +193,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.txt"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = [f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds, {psutil.cpu_count()} cores"]
+    machine = f"{psutil.cpu_count()} cores, {arguments.threads} threads"
+    lines = [f"torch {torch.__version__}, {machine}, {arguments.rounds} rounds"]
     print(lines[0])
     for layout in arguments.layouts:
         lines += measure(layout, arguments.rounds)
-        lines.append(share_of_training(layout, 5 if layout == "Large" else arguments.rounds)) if layout != "many" else None
+        if layout != "many":
+            lines.append(share_of_training(layout, 5 if layout == "Large" else arguments.rounds))
         print("\n".join(lines[-len(RIVALS) - 1 :]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("\n".join(lines) + "\n")

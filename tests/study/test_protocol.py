@@ -1,6 +1,7 @@
 """The protocol: the search ends inside or says that it did not, day N is touched once, a study can be resumed."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def test_the_table_has_a_line_for_each_model_and_method_and_the_floor(finished: 
         (model, method) for model in ("small", "large") for method in ("naive", "GC")
     ]
     assert lines[-1].model == "linear floor"
-    assert all("±" in line.auc for line in lines)
+    assert all(re.fullmatch(r"\d+\.\d\d( ± \d+\.\d\d)?( \(1 of 2 diverged\))?|diverged", line.auc) for line in lines)
+    assert any("±" in line.auc for line in lines)
 
 
 def test_a_study_goes_on_from_its_finished_trials_to_the_same_results(finished: tuple[Path, Study]):
