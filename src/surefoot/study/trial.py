@@ -27,6 +27,7 @@ from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExpe
 from surefoot.models.ranker import LinearRanker, Ranker, split_parameters
 from surefoot.monitor.divergence import Detector, Event
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.nonfinite import NonFinite
 from surefoot.study.config import DataConfig, ModelConfig, RunConfig, dump
 from surefoot.training.loop import Run, train, warm_up
 
@@ -88,6 +89,7 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
         config.rate,
         rule=config.rule.build(),
         initial_accumulator_value=training.initial_accumulator_value,
+        nonfinite=NonFinite.PROPAGATE,  # a rule is judged by itself, not by the guard beside it
     )
     embedding = torch.optim.Adagrad(
         parameters.embedding.values(),
