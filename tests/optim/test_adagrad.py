@@ -260,6 +260,15 @@ def test_sigma_one_leaves_every_bit(rule: Rule, form: dict[str, Any], dtype: tor
     assert_equal(sums(optimizer, ours), sums(peer, naive))
 
 
+@over("fused", [None, False])
+def test_no_clip_of_zero_weights_is_a_step_like_any_other(fused: bool | None) -> None:
+    w = Parameter(torch.zeros(4, 3))
+    optimizer = Adagrad([w], lr=0.1, fused=fused)
+    step(optimizer, [w], [torch.ones(4, 3)])
+    torch.testing.assert_close(w.detach(), torch.full((4, 3), -0.1 / 1.1**0.5))
+    assert float(optimizer.clip_factors()[w]) == 1.0
+
+
 def test_trust_ratio_of_zero_weights_is_the_naive_step() -> None:
     ours, naive = Parameter(torch.zeros(4, 3)), Parameter(torch.zeros(4, 3))
     steps = gradients([ours], 1)

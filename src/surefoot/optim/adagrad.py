@@ -323,7 +323,7 @@ def _kernel_step(items: Sequence[Item]) -> Tensor:
         [item.total for item in items],
         ratios,
         lr=lr,
-        relative=rule.relative if isinstance(rule, Clippy) else torch.inf,
+        relative=rule.relative if isinstance(rule, Clippy) else 0.0,  # inf times a zero weight would be NaN
         absolute=rule.absolute if isinstance(rule, Clippy) else torch.inf,
         eps=options.eps,
         decay=1 - lr * options.weight_decay,

@@ -84,8 +84,8 @@ def clippy_adagrad(
         sums: the accumulators, likewise.
         ratios: (tensors,) float32, receives Clippy's measure of each tensor.
         lr: the learning rate.
-        relative: Clippy's; with inf nothing is clipped.
-        absolute: Clippy's.
+        relative: Clippy's.
+        absolute: Clippy's; with inf nothing is clipped.
         eps: added to the root of the accumulator.
         decay: what the weights are multiplied by first.
         maximize: go up the gradient.
