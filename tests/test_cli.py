@@ -1,7 +1,10 @@
 """The command line as a person meets it: output, exit codes, one sentence for what is wrong."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,25 @@ def test_study_then_report_again(tmp_path: Path):
     page.unlink()
     surefoot("report", tmp_path / "out")
     assert page.read_text() == first
+
+
+def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):
+    (tmp_path / "study.toml").write_text(TINY_STUDY)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "surefoot", "study", str(tmp_path / "study.toml"), "--out", str(out)]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("trials/*/events.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the workers too
+    stderr = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, stderr
+    assert stderr == "surefoot: interrupted; the same command goes on from the finished trials\n"
+    assert not (out / "summary.json").exists()
+    surefoot("study", tmp_path / "study.toml", "--out", out)
+    assert (out / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

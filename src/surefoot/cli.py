@@ -1,6 +1,8 @@
 """The command line."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +25,7 @@ app = typer.Typer(
 )
 _out = Console()
 
-_DIVERGED = 3
+_DIVERGED, _INTERRUPTED = 3, 130
 
 
 @app.command()
@@ -47,7 +49,7 @@ def study(
     notice = load_log(config.data).notice
     if notice:
         _out.print(notice, style="dim", highlight=False)
-    with _progress() as progress:
+    with _interruptible("the same command goes on from the finished trials"), _progress() as progress:
         bar = progress.add_task("", total=0)
         results = run_study(
             config,
@@ -75,7 +77,7 @@ def train(
     log = load_log(run.data)
     if log.notice:
         _out.print(log.notice, style="dim", highlight=False)
-    with _progress() as progress:
+    with _interruptible("nothing was written"), _progress() as progress:
         bar = progress.add_task("training", total=total_steps(run))
         result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
     _print_result(result)
@@ -148,13 +150,23 @@ def _print_result(result: dict[str, Any]) -> None:
     _out.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
 
 
+@contextmanager
+def _interruptible(consequence: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"interrupted; {consequence}")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True).print(f"surefoot: {sentence}", soft_wrap=True, highlight=False, markup=False)
+
+
 def main() -> None:
     """Run the command line: wrong input is one sentence on stderr and exit code 2, an interruption 130."""
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(f"surefoot: {error}", soft_wrap=True, highlight=False, markup=False)
+        _say(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("surefoot: interrupted; the same command goes on from here", soft_wrap=True)
-        sys.exit(130)

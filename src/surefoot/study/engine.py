@@ -1,6 +1,7 @@
 """Runs trials side by side in processes of this machine."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,7 +35,12 @@ class LocalEngine:
         cores = len(psutil.Process().cpu_affinity() or [0])
         physical = min(cores, psutil.cpu_count(logical=False) or cores)
         self.workers = workers or max(1, physical // threads)
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,  # Ctrl-C reaches every process of a terminal; the parent ends the workers
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
 
     def __enter__(self) -> Self:
         return self
