@@ -1,10 +1,13 @@
 """Keeps multitask ranking models from diverging in training."""
 
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.attach import ClipHandle, clip_updates
+from surefoot.optim.classical import clip_gradients
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
 from surefoot.optim.eager import Accumulate, Epsilon
 from surefoot.optim.gradients import gradient_operations
 from surefoot.optim.groups import GroupSpec, parameter_groups
+from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import (
     AdaptiveGradientClip,
@@ -22,6 +25,7 @@ __all__ = [
     "Accumulate",
     "Adagrad",
     "AdaptiveGradientClip",
+    "ClipHandle",
     "Clippy",
     "ClippyAdagrad",
     "Epsilon",
@@ -33,6 +37,9 @@ __all__ = [
     "Rule",
     "TrustRatio",
     "__version__",
+    "clip_gradients",
+    "clip_updates",
     "gradient_operations",
+    "guard",
     "parameter_groups",
 ]

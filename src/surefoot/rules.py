@@ -50,6 +50,7 @@ class Rule(ABC):
     """A factor for eq. (5). Subclasses are frozen dataclasses of their thresholds."""
 
     reduce: ClassVar[Reduce]
+    needs_update: ClassVar[bool] = True  # False: looks at weight and gradient only, so it can be asked before a step
 
     @property
     def scope(self) -> Scope:
@@ -109,6 +110,19 @@ class Rule(ABC):
         return self.factor(self.measure(weight, grad, update, lr))
 
 
+def checked(rule: object, name: str) -> Rule:
+    """Return ``rule`` if it is one.
+
+    Raises:
+        TypeError: naming the argument, the value, and the object to pass.
+    """
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise TypeError(f"{name} is the class {rule.__name__}; expected an object, such as surefoot.{rule.__name__}()")
+    if not isinstance(rule, Rule):
+        raise TypeError(f"{name} is {rule!r}; expected a rule object, such as surefoot.Clippy()")
+    return rule
+
+
 def broadcast(factor: Tensor, weight: Tensor) -> Tensor:
     """Return ``factor`` (0-d, or one number for each index of the leading dimensions) shaped to multiply ``weight``."""
     return factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
@@ -128,6 +142,7 @@ class NoClip(Rule):
     """
 
     reduce = Reduce.MIN
+    needs_update = False
 
     def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
         return (torch.full_like(update, self.reduce.value),)
@@ -155,6 +170,7 @@ class GradientClip(Rule):
     threshold: float = 0.1
 
     reduce = Reduce.SUM
+    needs_update = False
 
     def __post_init__(self) -> None:
         checks.positive("threshold", self.threshold)
@@ -222,6 +238,7 @@ class AdaptiveGradientClip(Rule):
     unit_dims: int = 1
 
     reduce = Reduce.SUM
+    needs_update = False
 
     def __post_init__(self) -> None:
         checks.positive("threshold", self.threshold)

@@ -198,12 +198,12 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a rule in words": (
         lambda: parameter_groups(Tower(), lr=LR, rule="clippy"),  # pyright: ignore
         TypeError,
-        r"rule is 'clippy'; expected an object such as surefoot.Clippy\(\)",
+        r"rule is 'clippy'; expected a rule object, such as surefoot.Clippy\(\)",
     ),
     "a class of rules": (
         lambda: GroupSpec("*", rule=Clippy),  # pyright: ignore
         TypeError,
-        r"rule is the class Clippy; expected an object such as surefoot.Clippy\(\)",
+        r"rule is the class Clippy; expected an object, such as surefoot.Clippy\(\)",
     ),
     "a spec's multiplier": (lambda: GroupSpec("*", lr_multiplier=-0.5), ValueError, "lr_multiplier is -0.5"),
     "a spec's weight decay": (lambda: GroupSpec("*", weight_decay=nan), ValueError, "weight_decay is nan"),

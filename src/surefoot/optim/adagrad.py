@@ -11,7 +11,7 @@ from surefoot import checks
 from surefoot.optim import checkpoint, eager, kernel, nonfinite
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.rules import Clippy, NoClip, Rule, Scope
+from surefoot.rules import Clippy, NoClip, Rule, Scope, checked
 
 _ENUMS = {"epsilon": Epsilon, "accumulate": Accumulate}
 _OPTIONS = tuple(Options.__dataclass_fields__)
@@ -113,8 +113,7 @@ class Adagrad(Optimizer):
 
     def _forget(self) -> None:
         self._last: list[tuple[list[Tensor], Rule, Tensor]] = []  # parameters, rule, measure of the last move
-        self._skipped: int | Tensor = 0
-        self._told = False
+        self._skips = nonfinite.Skips(type(self).__name__)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -140,13 +139,14 @@ class Adagrad(Optimizer):
         else:
             flag = self._flag(items)
             if flag is not None and nonfinite.readable(flag):
+                self._skips.add(bool(flag))
                 if bool(flag):
-                    self._skip(1)
-                    return loss
+                    items = []
             elif flag is not None:
-                self._skip(flag)
+                self._skips.add(flag)
                 items = [item._replace(skip=flag) for item in items]
         self._move(items)
+        self._skips.tell_once()
         return loss
 
     def clip_factors(self) -> dict[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class Adagrad(Optimizer):
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped for a gradient that was not finite; on an accelerator, asking waits for it."""
-        return int(self._skipped)
+        return self._skips.total()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as ``torch.optim.Optimizer`` does, every option in it a number, a string or a tensor.
@@ -234,12 +234,6 @@ class Adagrad(Optimizer):
         """Return what GradScaler or a guard has handed to this step."""
         return getattr(self, name, None)
 
-    def _skip(self, count: int | Tensor) -> None:
-        self._skipped = self._skipped + count
-        if not self._told and isinstance(count, int):
-            self._told = True
-            nonfinite.tell(type(self).__name__)
-
     def _move(self, items: list[Item]) -> None:
         """Move the weights: what the kernel takes by the kernel, the rest in torch's own operations."""
         self._last = [] if items else self._last
@@ -302,9 +296,8 @@ def _without_bad_tensors(items: Sequence[Item]) -> list[Item]:
 def _fits_kernel(item: Item) -> bool:
     """Whether the kernel does exactly what the options ask for, on exactly such tensors."""
     options = item.options
-    rule = options.rule
     return (
-        (type(rule) is NoClip or (type(rule) is Clippy and not rule.accumulator_relative))
+        kernel.fits(options.rule)
         and options.accumulate is Accumulate.BEFORE
         and (options.epsilon is Epsilon.OUTSIDE or not options.eps)
         and item.scale is None
@@ -342,8 +335,7 @@ def _check(group: dict[str, Any]) -> None:
             checks.non_negative("lr", float(group["lr"]))
     else:
         checks.non_negative("lr", group["lr"])
-    if not isinstance(group["rule"], Rule):
-        raise TypeError(f"rule is {group['rule']!r}; expected a rule object such as surefoot.Clippy()")
+    checked(group["rule"], "rule")
     for name in ("initial_accumulator_value", "eps", "weight_decay"):
         checks.non_negative(name, group[name])
     for name, kind in _ENUMS.items():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from surefoot import checks
-from surefoot.rules import Rule
+from surefoot.rules import Rule, checked
 
 NamePattern = str | re.Pattern[str]
 """A glob, in which ``*`` crosses dots too, or a compiled regular expression; both must match the whole name."""
@@ -53,7 +53,8 @@ class GroupSpec:
         _check_number("lr_multiplier", self.lr_multiplier)
         if self.weight_decay is not None:
             _check_number("weight_decay", self.weight_decay)
-        _check_rule(self.rule)
+        if self.rule is not None:
+            checked(self.rule, "rule")
 
 
 @dataclass(frozen=True)
@@ -323,13 +324,6 @@ def _check_depth(depth_decay: float | None, layers: Sequence[NamePattern] | None
         raise ValueError(f"depth_decay is {depth_decay!r}; expected a number above 0, at most 1")
     if isinstance(layers, str | re.Pattern):
         raise TypeError(f"layers is {layers!r}; expected a sequence of patterns, the bottom first")
-
-
-def _check_rule(rule: object) -> None:
-    if isinstance(rule, type):
-        raise TypeError(f"rule is the class {rule.__name__}; expected an object such as surefoot.Clippy()")
-    if rule is not None and not isinstance(rule, Rule):
-        raise TypeError(f"rule is {rule!r}; expected an object such as surefoot.Clippy()")
 
 
 def _check_rate(argument: str, rate: object) -> None:

@@ -1,4 +1,4 @@
-// One step of Adagrad with Clippy (or none) over many float32 tensors at once: surefoot/optim/kernel.py calls it.
+// Adagrad with Clippy (or none), and Clippy after any step, over many float32 tensors at once: kernel.py calls it.
 //
 // Every tensor is cut into chunks; threads share the chunks. The optimistic pass accumulates, measures Clippy's ratio
 // and already applies the whole update, so a layer that does not clip is read and written once. A layer whose ratio
@@ -24,6 +24,14 @@ std::vector<Chunk> chunks_of(int64_t tensors, const int64_t* sizes) {
     for (int64_t start = 0; start < sizes[t]; start += kChunk)
       chunks.push_back({t, start, std::min(sizes[t], start + kChunk)});
   return chunks;
+}
+
+void combine(const std::vector<Chunk>& chunks, const std::vector<float>& least, int64_t tensors, float* ratio) {
+  std::fill(ratio, ratio + tensors, kInf);
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    float& r = ratio[chunks[c].tensor];
+    if (r == r && !(least[c] >= r)) r = least[c];  // a NaN, once in, stays
+  }
 }
 
 inline float direction(float g, float total, float eps) { return g / std::max(std::sqrt(total) + eps, kTiny); }
@@ -79,13 +87,7 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
       least[c] = nan ? std::numeric_limits<float>::quiet_NaN() : low;
     }
 #pragma omp single
-    {
-      std::fill(ratio, ratio + tensors, kInf);
-      for (int64_t c = 0; c < count; ++c) {
-        float& r = ratio[chunks[c].tensor];
-        if (r == r && !(least[c] >= r)) r = least[c];  // a NaN, once in, stays
-      }
-    }
+    combine(chunks, least, tensors, ratio);
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < count; ++c) {
       const float sigma = ratio[chunks[c].tensor] >= 1.0f ? 1.0f : ratio[chunks[c].tensor];
@@ -98,6 +100,46 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
 #pragma omp simd
       for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i)
         w[i] = w[i] * kept - lr * (move * direction(sign * g[i], total[i], eps));
+    }
+  }
+  return 0;
+}
+
+// Takes moves from olds to weights back where Clippy bounds them: w <- old + sigma (w - old) where sigma < 1.
+// ratio[t] becomes min_i (relative |old_i| + absolute) / |w_i - old_i| of tensor t; inf if nothing moved; NaN if one is.
+int surefoot_clip_moves(int64_t tensors, float* const* weights, const float* const* olds, const int64_t* sizes,
+                        float* ratio, float relative, float absolute, int threads) {
+  const std::vector<Chunk> chunks = chunks_of(tensors, sizes);
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  std::vector<float> least(count, kInf);
+
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < count; ++c) {
+      const float* __restrict w = weights[chunks[c].tensor];
+      const float* __restrict old = olds[chunks[c].tensor];
+      float low = kInf;
+      int nan = 0;
+#pragma omp simd reduction(min : low) reduction(| : nan)
+      for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i) {
+        const float size = std::fabs(w[i] - old[i]);
+        const float r = size == 0.0f ? kInf : (relative * std::fabs(old[i]) + absolute) / size;
+        nan |= r != r;
+        low = r < low ? r : low;
+      }
+      least[c] = nan ? std::numeric_limits<float>::quiet_NaN() : low;
+    }
+#pragma omp single
+    combine(chunks, least, tensors, ratio);
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < count; ++c) {
+      const float sigma = ratio[chunks[c].tensor];
+      if (sigma >= 1.0f) continue;
+      float* __restrict w = weights[chunks[c].tensor];
+      const float* __restrict old = olds[chunks[c].tensor];
+#pragma omp simd
+      for (int64_t i = chunks[c].start; i < chunks[c].stop; ++i) w[i] = old[i] + sigma * (w[i] - old[i]);
     }
   }
   return 0;

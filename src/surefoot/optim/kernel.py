@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from surefoot.rules import Clippy, NoClip, Rule
+
 # -ffp-contract=off: one rounding where the source says so and nowhere else. The other two flags only say that nobody
 # reads errno or traps, without which roots and comparisons are not vectorised.
 _FLAGS = (
@@ -94,6 +96,27 @@ def clippy_adagrad(
     numbers = (lr, relative, absolute, eps, decay, -1.0 if maximize else 1.0)
     ratio = ctypes.c_void_p(ratios.data_ptr())
     _call("surefoot_clippy_adagrad", weights, grads, sums, more=[ratio, *map(ctypes.c_float, numbers), int(optimistic)])
+
+
+def clip_moves(
+    weights: Sequence[Tensor], olds: Sequence[Tensor], ratios: Tensor, *, relative: float, absolute: float
+) -> None:
+    """Take the moves from ``olds`` to ``weights`` back, in place, as far as Clippy bounds them.
+
+    Args:
+        weights: tensors that the kernel takes, after a step; those of factor 1 stay as they are, bit for bit.
+        olds: the same before the step.
+        ratios: (tensors,) float32, receives Clippy's measure of each tensor.
+        relative: Clippy's.
+        absolute: Clippy's.
+    """
+    ratio = ctypes.c_void_p(ratios.data_ptr())
+    _call("surefoot_clip_moves", weights, olds, more=[ratio, ctypes.c_float(relative), ctypes.c_float(absolute)])
+
+
+def fits(rule: Rule) -> bool:
+    """Return whether the kernel does what this rule says, and all of it."""
+    return type(rule) is NoClip or (type(rule) is Clippy and not rule.accumulator_relative)
 
 
 def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:

@@ -33,7 +33,8 @@ def not_finite(grads: Sequence[Tensor]) -> list[Tensor]:
         if grad.numel() == 0:
             flags.append(torch.zeros((), dtype=torch.bool, device=grad.device))
         else:
-            flags.append(~torch.linalg.vector_norm(grad, ord=torch.inf).isfinite())
+            low, high = grad.aminmax()  # NaN if one is
+            flags.append(~(low.isfinite() & high.isfinite()))
     return flags
 
 
@@ -47,11 +48,41 @@ def readable(flag: Tensor) -> bool:
     return type(flag) is Tensor and flag.device.type == "cpu"
 
 
-def tell(where: str) -> None:
-    """Warn that a step was skipped; each caller does so once in its life."""
-    warnings.warn(
-        f"{where}: a gradient was NaN or infinite, and the step was skipped; further ones are counted in "
-        "skipped_steps and not told",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+class Skips:
+    """Counts skipped steps where the gradients are, and tells of the first one: late rather than by a wait."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._told, self._known = where, False, 0
+        self._flagged: Tensor | None = None
+        self._seen: Tensor | None = None  # what the host has heard of it
+
+    def total(self) -> int:
+        """Return how many there were; waits for the device."""
+        return self._known + (0 if self._flagged is None else int(self._flagged))
+
+    def add(self, skipped: Tensor | bool) -> None:
+        """Count a step if ``skipped``."""
+        if isinstance(skipped, bool):
+            self._known += skipped
+            return
+        if self._flagged is None:
+            self._flagged = torch.zeros_like(skipped, dtype=torch.int64)
+            if self._flagged.device.type == "cuda":
+                self._seen = torch.zeros((), dtype=torch.int64, pin_memory=True)
+            elif self._flagged.device.type == "cpu":
+                self._seen = self._flagged
+        self._flagged += skipped.to(self._flagged.device)
+        if self._seen is not None and self._seen is not self._flagged:
+            self._seen.copy_(self._flagged, non_blocking=True)
+
+    def tell_once(self) -> None:
+        """Warn if one is known of and none has been told."""
+        flagged = self._seen is not None and readable(self._seen) and bool(self._seen)
+        if not self._told and (self._known or flagged):
+            self._told = True
+            warnings.warn(
+                f"{self._where}: a gradient was NaN or infinite, and the step was skipped; further ones are counted in "
+                "skipped_steps and not told",
+                RuntimeWarning,
+                stacklevel=3,
+            )

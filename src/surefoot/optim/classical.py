@@ -1,0 +1,67 @@
+"""The classical order: gradients are clipped before the optimizer sees them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from surefoot.optim.moves import Before, Move, factors, move_of
+from surefoot.optim.nonfinite import any_of, not_finite
+from surefoot.rules import Rule, Scope, broadcast, checked
+
+
+def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
+    r"""Scale the gradients by a rule, :math:`g \leftarrow \sigma\,g`, before the optimizer sees them.
+
+    The classical order: the optimizer's moments take in the clipped gradient. ``p.grad`` is scaled in place; a
+    sparse one is replaced by its coalesced form. Parameters without a gradient are left out.
+
+    A gradient that is NaN or infinite stays as it is, for the optimizer's policy to find, and its sigma is told as
+    the rule gives it; one such gradient leaves all of them as they are where the rule covers the whole model.
+
+    Args:
+        params: parameters.
+        rule: one that needs no update: ``GradientClip``, ``GlobalGradientClip``, ``AdaptiveGradientClip``, ``NoClip``.
+
+    Returns:
+        sigma for each parameter: 0-d, or one number for each unit, of touched rows if the gradient is sparse. No
+        wait for the device.
+
+    Raises:
+        TypeError: if ``rule`` is not a rule object, or needs the update.
+
+    >>> from surefoot.rules import GradientClip
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> w.grad = torch.tensor([3.0, 4.0])
+    >>> clip_gradients([w], GradientClip(threshold=1.0))[w], w.grad
+    (tensor(0.2000), tensor([0.6000, 0.8000]))
+    """
+    if checked(rule, "rule").needs_update:
+        raise TypeError(
+            f"rule is {rule!r}, which looks at the update; expected a rule of the gradient: use clip_updates"
+        )
+    return _clip_gradients([params] if isinstance(params, Tensor) else list(params), rule)
+
+
+@torch.no_grad()
+def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
+    moves: list[Move] = []
+    grads: list[Tensor] = []
+    for param in params:
+        if param.grad is None:
+            continue
+        before, grad = Before(param), param.grad
+        if grad.is_sparse:
+            param.grad = grad = grad.coalesce()
+            rows = tuple(grad.indices())
+            before, grad = Before(param[rows], rows), grad.values()
+        moves.append(move_of(param, before, param.grad, rule, 1.0))
+        grads.append(grad)
+    bad = not_finite(grads)
+    if rule.scope is Scope.MODEL and bad:
+        bad = [any_of(bad).to(flag.device) for flag in bad]
+    sigmas = factors(moves)
+    for grad, sigma, is_bad in zip(grads, sigmas, bad, strict=True):
+        scale = broadcast(torch.where(is_bad, 1.0, sigma), grad)  # times 1 changes no number, not even NaN
+        grad.mul_(scale)
+    return {move.param: sigma for move, sigma in zip(moves, sigmas, strict=True)}
