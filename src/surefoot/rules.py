@@ -334,7 +334,7 @@ class Clippy(Rule):
             checks.non_negative(name, getattr(self, name))
 
     def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
-        bound = weight.abs().mul_(self.relative).add_(self.absolute)
+        bound = torch.add(weight.new_full((), self.absolute), weight.abs(), alpha=self.relative)
         step = update.abs().mul_(lr)
         ratio = bound.div_(step)
         if self.accumulator_relative:

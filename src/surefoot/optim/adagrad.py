@@ -133,19 +133,17 @@ class Adagrad(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        items = self._items()
+        fast, slow = self._items()
         if self._nonfinite is NonFinite.SKIP_TENSOR and self._handed("found_inf") is None:
-            items = _without_bad_tensors(items)
+            fast, slow = _without_bad_tensors(fast), _without_bad_tensors(slow)
         else:
-            flag = self._flag(items)
-            if flag is not None and nonfinite.readable(flag):
-                self._skips.add(bool(flag))
-                if bool(flag):
-                    items = []
-            elif flag is not None:
-                self._skips.add(flag)
-                items = [item._replace(skip=flag) for item in items]
-        self._move(items)
+            skip = self._skip(fast, slow)
+            self._skips.add(skip)
+            if isinstance(skip, Tensor):
+                fast, slow = [], [item._replace(skip=skip) for item in fast + slow]
+            elif skip:
+                fast, slow = [], []
+        self._move(fast, slow)
         self._skips.tell_once()
         return loss
 
@@ -190,70 +188,76 @@ class Adagrad(Optimizer):
         for group in self.param_groups:
             _check(group)
 
-    def _items(self) -> list[Item]:
-        """Return all parameters that have a gradient, their state made if it is their first step."""
-        items = []
+    def _items(self) -> tuple[list[Item], list[Item]]:
+        """Return all parameters that have a gradient, those for the kernel apart; make the state of new ones."""
+        fast: list[Item] = []
+        slow: list[Item] = []
+        scale = self._handed("grad_scale")
         for group in self.param_groups:
             options = Options(**{field: group[field] for field in _OPTIONS})
+            fits = self._fused and scale is None and _fits_kernel(options)
             for param in group["params"]:
-                if param.grad is not None:
-                    state = self.state[param]
-                    if not state:
-                        wide = torch.promote_types(param.dtype, torch.float32)
-                        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-                        state["sum"] = torch.full_like(param, group["initial_accumulator_value"], dtype=wide)
-                    elif state["sum"].shape != param.shape:
-                        raise ValueError(
-                            f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
-                            f"{tuple(state['sum'].shape)}; expected weights that keep their shape between steps"
-                        )
-                    items.append(Item(param, param.grad, state["sum"], options, self._handed("grad_scale"), None))
-        return items
+                grad = param.grad
+                if grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    wide = torch.promote_types(param.dtype, torch.float32)
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                    state["sum"] = torch.full_like(param, group["initial_accumulator_value"], dtype=wide)
+                total = state["sum"]
+                if total.shape != param.shape:
+                    raise ValueError(
+                        f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
+                        f"{tuple(total.shape)}; expected weights that keep their shape between steps"
+                    )
+                several = fast if fits and kernel.takes(param, grad, total) else slow
+                several.append(Item(param, grad, total, options, scale, None))
+        return fast, slow
 
-    def _flag(self, items: Sequence[Item]) -> Tensor | None:
-        """Return whether to skip the step, a 0-d bool that need not have been computed yet; None: it is not skipped."""
+    def _skip(self, fast: Sequence[Item], slow: Sequence[Item]) -> bool | Tensor:
+        """Return whether to skip the step: a 0-d bool tensor where reading it would be a wait."""
         found_inf = self._handed("found_inf")
         if found_inf is not None:
-            return found_inf.squeeze() > 0
-        if self._nonfinite is NonFinite.PROPAGATE or not items:
-            return None
-        fast = [item.grad for item in items if self._fused and kernel.takes(item.grad)]
-        slow = [item.grad for item in items if not (self._fused and kernel.takes(item.grad))]
-        flags = nonfinite.not_finite(slow) + [torch.tensor(not kernel.all_finite(fast))] * bool(fast)
+            return _read(found_inf.squeeze() > 0)
+        if self._nonfinite is NonFinite.PROPAGATE:
+            return False
+        bad: bool | Tensor = bool(fast) and not kernel.all_finite([item.grad for item in fast])
+        if slow and not bad:
+            bad = _read(nonfinite.any_of(nonfinite.not_finite([item.grad for item in slow])))
         if self._nonfinite is NonFinite.RAISE:
-            for item in items if any(map(bool, flags)) else []:
+            for item in [*fast, *slow] if bool(bad) else []:
                 if bool(nonfinite.not_finite([item.grad])[0]):
                     raise FloatingPointError(
                         f"the gradient of a parameter of shape {tuple(item.param.shape)} is NaN or infinite; "
                         "nothing has moved"
                     )
-            return None
-        return nonfinite.any_of(flags)
+        return bad
 
     def _handed(self, name: str) -> Tensor | None:
         """Return what GradScaler or a guard has handed to this step."""
         return getattr(self, name, None)
 
-    def _move(self, items: list[Item]) -> None:
+    def _move(self, fast: Sequence[Item], slow: Sequence[Item]) -> None:
         """Move the weights: what the kernel takes by the kernel, the rest in torch's own operations."""
-        self._last = [] if items else self._last
-        fast: dict[int, list[Item]] = {}
-        slow: list[Item] = []
-        for item in items:
-            if self._fused and _fits_kernel(item):
-                fast.setdefault(id(item.options), []).append(item)
-            else:
-                slow.append(item)
-        for alike in fast.values():
-            self._last.append(([item.param for item in alike], alike[0].options.rule, _kernel_step(alike)))
-            torch._foreach_add_([self.state[item.param]["step"] for item in alike], 1)  # pyright: ignore[reportPrivateImportUsage]
+        if fast or slow:
+            self._last = []
+        alike: dict[int, list[Item]] = {}
+        for item in fast:
+            alike.setdefault(id(item.options), []).append(item)
+        for items in alike.values():
+            self._last.append(([item.param for item in items], items[0].options.rule, _kernel_step(items)))
         moves = eager.moves(slow)
         measures = _over_models(moves, [move.measure() for move in moves])
         for move, measure in zip(moves, measures, strict=True):
             move.apply(move.options.rule.factor(measure))
             self._last.append((move.params, move.options.rule, measure))
+        whole = [self.state[item.param]["step"] for item in (*fast, *slow) if item.skip is None]
+        if whole:
+            torch._foreach_add_(whole, 1)  # pyright: ignore[reportPrivateImportUsage]
         for item in slow:
-            self.state[item.param]["step"] += 1 if item.skip is None else ~item.skip
+            if item.skip is not None:
+                self.state[item.param]["step"] += ~item.skip
 
 
 def _over_models(moves: Sequence[eager.Move], measures: list[Tensor]) -> list[Tensor]:
@@ -293,15 +297,17 @@ def _without_bad_tensors(items: Sequence[Item]) -> list[Item]:
     return kept
 
 
-def _fits_kernel(item: Item) -> bool:
-    """Whether the kernel does exactly what the options ask for, on exactly such tensors."""
-    options = item.options
+def _read(flag: Tensor) -> bool | Tensor:
+    return bool(flag) if nonfinite.readable(flag) else flag
+
+
+def _fits_kernel(options: Options) -> bool:
+    """Whether the kernel does exactly what the options ask for."""
     return (
         kernel.fits(options.rule)
         and options.accumulate is Accumulate.BEFORE
         and (options.epsilon is Epsilon.OUTSIDE or not options.eps)
-        and item.scale is None
-        and kernel.takes(item.param, item.grad, item.total)
+        and (not isinstance(options.lr, Tensor) or nonfinite.readable(options.lr))
     )
 
 

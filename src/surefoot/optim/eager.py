@@ -18,7 +18,8 @@ from torch import Tensor
 
 from surefoot.rules import Reduce, Rule, Scope, wide
 
-_TILE = 1 << 16  # numbers: a dozen float32 tiles fit a core's second-level cache
+_TILE = 1 << 17  # numbers: the float32 tiles of a few operations fit a core's second-level cache
+_KEPT = 1 << 20  # numbers: of tensors up to this size the update is kept between the halves
 _SMALL = 1 << 14  # numbers: tensors up to this size are gathered
 _FEW = 8  # fewer small tensors than this are not worth gathering
 
@@ -49,6 +50,7 @@ class Options:
     accumulate: Accumulate
     weight_decay: float
     maximize: bool
+    initial_accumulator_value: float
 
 
 class Item(NamedTuple):
@@ -116,7 +118,11 @@ class _Whole(Move):
     def measure(self) -> Tensor:
         rule, (item,) = self.options.rule, self.items
         units = 1 if self.units else 0  # within a tile, units have been flattened into one dimension
-        parts = [_measure(piece, item, units)[0] for piece in self.pieces]
+        parts, self.updates = [], []
+        for piece in self.pieces:
+            measure, update = _measure(piece, item, units)
+            parts.append(measure)
+            self.updates.append(update if item.param.numel() <= _KEPT else None)
         if len(parts) == 1:
             combined = parts[0]
         elif units:
@@ -129,12 +135,14 @@ class _Whole(Move):
         (item,) = self.items
         flat = factor.flatten()
         start = 0
-        for piece in self.pieces:
+        for piece, update in zip(self.pieces, self.updates, strict=True):
             sigma = factor
             if self.units:
                 sigma = flat[start : start + len(piece.weight), None]
                 start += len(piece.weight)
-            _apply(piece, item, _direction(_prepare(piece, item), piece.total, item.options), sigma)
+            if update is None:
+                update = _direction(_prepare(piece, item), piece.total, item.options)
+            _apply(piece, item, update, sigma)
         for kept, changed in ((item.param, self.whole.weight), (item.total, self.whole.total)):
             if kept is not changed:  # it was not contiguous
                 kept.copy_(changed)
@@ -225,7 +233,7 @@ def _apply(piece: _Piece, item: Item, update: Tensor, sigma: Tensor) -> None:
         piece.total.addcmul_(grad, grad)
     elif item.options.accumulate is Accumulate.AFTER_CLIPPED:
         piece.total.add_((sigma * _prepare(piece, item)).square_())
-    step = update.mul_(sigma).mul_(item.options.lr)
+    step = update.mul_(sigma * item.options.lr)
     weight = _decayed(piece.weight, item)
     piece.weight.copy_(weight - step) if weight is not piece.weight else piece.weight.sub_(step)
 
@@ -250,7 +258,9 @@ def _direction(grad: Tensor, total: Tensor, options: Options) -> Tensor:
         denominator = total.sqrt()
         if options.eps:
             denominator.add_(options.eps)
-    if not options.eps:  # what squares to 0 is below the root of the smallest normal number
+    if (
+        not options.eps and not options.initial_accumulator_value
+    ):  # what squares to 0 is below the root of the smallest normal number
         denominator.clamp_(min=torch.finfo(total.dtype).tiny ** 0.5)
     return torch.div(grad, denominator, out=denominator)
 

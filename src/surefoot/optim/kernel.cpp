@@ -66,7 +66,7 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t c = 0; c < count; ++c) {
+    for (int64_t c = count - 1; c >= 0; --c) {  // backwards: the check read the last gradients last
       float* __restrict w = weights[chunks[c].tensor];
       const float* __restrict g = grads[chunks[c].tensor];
       float* __restrict total = sums[chunks[c].tensor];

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -44,14 +45,14 @@ _FLAGS = (
 
 def takes(*tensors: Tensor) -> bool:
     """Return whether the kernel can be had and these are plain contiguous float32 tensors on the CPU."""
-    return available() and all(
-        type(x) in (Tensor, Parameter)
-        and x.dtype is torch.float32
-        and x.layout is torch.strided
-        and x.device.type == "cpu"
-        and x.is_contiguous()
-        for x in tensors
-    )
+    if not available():
+        return False
+    for x in tensors:  # a loop: this runs for every tensor of every step
+        if type(x) is not Parameter and type(x) is not Tensor:
+            return False
+        if x.dtype is not torch.float32 or x.layout is not torch.strided or not x.is_cpu or not x.is_contiguous():
+            return False
+    return True
 
 
 def available() -> bool:
@@ -123,10 +124,10 @@ def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) 
     """Call the kernel on lists of tensors: their number, a list of addresses for each list, their sizes, the rest."""
     library = _library()
     assert library is not None
-    count = len(lists[0])
-    addresses = [(ctypes.c_void_p * count)(*[x.data_ptr() for x in tensors]) for tensors in lists]
-    sizes = (ctypes.c_int64 * count)(*[x.numel() for x in lists[0]])
-    return getattr(library, function)(ctypes.c_int64(count), *addresses, sizes, *more, torch.get_num_threads())
+    columns = [array("Q", [x.data_ptr() for x in tensors]) for tensors in lists]
+    columns.append(array("q", [x.numel() for x in lists[0]]))
+    addresses = [ctypes.c_void_p(column.buffer_info()[0]) for column in columns]
+    return getattr(library, function)(ctypes.c_int64(len(lists[0])), *addresses, *more, torch.get_num_threads())
 
 
 @cache
