@@ -23,7 +23,7 @@ TINY_STUDY = """
 name = "tiny"
 data = {days = 4, rows_per_day = 128}
 training = {batch_size = 64}
-search = {extra_trials = 0, seeds = [1], floor_rates = [0.1]}
+search = {extra_trials = 0, seeds = [1, 2], floor_rates = [0.1]}
 models = [{hidden = [4]}]
 methods = [{name = "naive", rule.name = "naive"}, {name = "Clippy", rule.name = "clippy"}]
 """

@@ -614,3 +614,22 @@ def test_a_first_gradient_whose_square_underflows_moves_by_at_most_the_rate() ->
     w = Parameter(torch.tensor([1.0]))
     step(Adagrad([w], lr=0.1, initial_accumulator_value=0.0, eps=0.0), [w], [torch.tensor([1e-25])])
     assert (w.detach() - 1.0).abs().item() <= 0.1 * (1 + 1e-5)
+
+
+def test_a_found_inf_of_zero_does_not_switch_the_own_check_off() -> None:
+    w = Parameter(torch.ones(2))
+    optimizer = ClippyAdagrad([w], LR)
+    optimizer.found_inf = torch.tensor(0.0)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.warns(RuntimeWarning, match="the step was skipped"):
+        step(optimizer, [w], [torch.tensor([nan, 1.0])])
+    assert w.tolist() == [1.0, 1.0]
+    assert optimizer.skipped_steps == 1
+
+
+def test_steps_that_grad_scaler_skips_are_its_own() -> None:
+    w = Parameter(torch.ones(2))
+    optimizer, scaler = ClippyAdagrad([w], LR), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((w * inf).sum()).backward()
+    scaler.step(optimizer)
+    assert w.tolist() == [1.0, 1.0]
+    assert optimizer.skipped_steps == 0

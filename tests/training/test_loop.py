@@ -44,7 +44,7 @@ def run(
     )
     spoil(model)
     dense, embedding = split_parameters(model)
-    optimizer = surefoot.Adagrad(dense.values(), rate, rule=rule)
+    optimizer = surefoot.Adagrad(dense.values(), rate, rule=rule, nonfinite="propagate")
     return train(
         model,
         MovingWindow(log, 64, width=2, seed=seed),

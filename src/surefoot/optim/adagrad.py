@@ -134,15 +134,16 @@ class Adagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         fast, slow = self._items()
-        if self._nonfinite is NonFinite.SKIP_TENSOR and self._handed("found_inf") is None:
+        found_inf = self._handed("found_inf")
+        skip = False if found_inf is None else _read(found_inf.squeeze() > 0)  # whoever handed it counts it
+        if self._nonfinite is NonFinite.SKIP_TENSOR:
             fast, slow = _without_bad_tensors(fast), _without_bad_tensors(slow)
-        else:
-            skip = self._skip(fast, slow)
-            self._skips.add(skip)
-            if isinstance(skip, Tensor):
-                fast, slow = [], [item._replace(skip=skip) for item in fast + slow]
-            elif skip:
-                fast, slow = [], []
+        elif found_inf is None or (self._handed("grad_scale") is None and skip is False):
+            self._skips.add(skip := self._skip(fast, slow))
+        if isinstance(skip, Tensor):
+            fast, slow = [], [item._replace(skip=skip) for item in fast + slow]
+        elif skip:
+            fast, slow = [], []
         self._move(fast, slow)
         self._skips.tell_once()
         return loss
@@ -217,9 +218,6 @@ class Adagrad(Optimizer):
 
     def _skip(self, fast: Sequence[Item], slow: Sequence[Item]) -> bool | Tensor:
         """Return whether to skip the step: a 0-d bool tensor where reading it would be a wait."""
-        found_inf = self._handed("found_inf")
-        if found_inf is not None:
-            return _read(found_inf.squeeze() > 0)
         if self._nonfinite is NonFinite.PROPAGATE:
             return False
         bad: bool | Tensor = bool(fast) and not kernel.all_finite([item.grad for item in fast])

@@ -127,6 +127,7 @@ class ClipHandle:
 
     # Around the step
 
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._restore()  # a step that raised has left without the post hook
@@ -145,6 +146,7 @@ class ClipHandle:
 
         return ((args[0], guarded, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": guarded})
 
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._open:  # a step within a step: the inner one was clipped already

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -52,6 +53,7 @@ class Guard:
         self._optimizers = optimizers
         self._decision: Tensor | None = None
         self._served: set[int] = set()  # optimizers that have stepped under the present decision
+        self._skips = nonfinite.Skips(f"guard of {', '.join(type(optimizer).__name__ for optimizer in optimizers)}")
         self._hidden: list[tuple[Tensor, Tensor]] = []
         self._found_inf: Tensor | None = None  # what was there before ours
         self._handles = [
@@ -63,11 +65,17 @@ class Guard:
             )
         ]
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps the optimizers skipped together; on an accelerator, asking waits for it."""
+        return self._skips.total()
+
     def remove(self) -> None:
         """Let every optimizer decide for itself again."""
         for handle in self._handles:
             handle.remove()
 
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):
             raise ValueError("closure is given to an optimizer under a guard; expected none: backward comes first")
@@ -86,6 +94,7 @@ class Guard:
             for p, _ in self._hidden:
                 p.grad = None
 
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._decision is not None and _takes_found_inf(optimizer):
             if self._found_inf is None:
@@ -99,6 +108,9 @@ class Guard:
     def _decide(self) -> None:
         grads = [p.grad for optimizer in self._optimizers for p in _parameters(optimizer) if p.grad is not None]
         self._decision = nonfinite.any_of(nonfinite.not_finite(grads)) if grads else None
+        if self._decision is not None:
+            self._skips.add(self._decision)
+            self._skips.tell_once()
         self._served = set()
 
 
