@@ -588,7 +588,7 @@ def test_a_number_read_on_the_host_would_be_seen() -> None:
 
 
 def test_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    """Says how much of the table has passed; what has not run in this session counts as not passed."""
+    """Says how much of the table has passed; what has not run counts as not passed."""
     assert set(CELLS) >= PASSED
     with capsys.disabled():
         print(f"\ncontract: {len(PASSED)} of {len(CELLS)} cells passed")
