@@ -402,7 +402,7 @@ def assert_refused():
 
 def never_asked():
     step(fused=False)
-    assert not kernel._library.cache_info().currsize and not list(folder.iterdir())
+    assert not kernel.compiled.cache_info().currsize and not list(folder.iterdir())
 
 def no_compiler_available():
     assert not kernel.available()
@@ -436,7 +436,7 @@ def library_kept():
     assert library.name.startswith("kernel-") and library.suffix == ".so"
     assert (folder / "surefoot").stat().st_mode & 0o777 == 0o700
     made = library.stat().st_mtime_ns
-    kernel._library.cache_clear()
+    kernel.compiled.cache_clear()
     step(fused=True)
     assert [each.stat().st_mtime_ns for each in (folder / "surefoot").iterdir()] == [made]
     assert (work / "log").read_text() == "called\\n"
@@ -446,7 +446,7 @@ for case in sys.argv[2:]:
     os.environ["XDG_CACHE_HOME"] = str(folder)
     os.environ["PATH"] = "" if case.startswith("no_compiler") else path
     os.environ["CXX"] = {"broken": "/bin/false", "library": str(work / "compiler")}.get(case.split("_")[0], "")
-    kernel._library.cache_clear()
+    kernel.compiled.cache_clear()
     try:
         with warnings.catch_warnings(action="error"):
             globals()[case]()

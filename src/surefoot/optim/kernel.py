@@ -29,6 +29,7 @@ from torch.nn import Parameter
 
 from surefoot.rules import Clippy, NoClip, Rule
 
+_SOURCE = "optim/kernel.cpp"
 # -ffp-contract=off: one rounding where the source says so and nowhere else. The other two flags only say that nobody
 # reads errno or traps, without which roots and comparisons are not vectorised.
 _FLAGS = (
@@ -57,7 +58,7 @@ def takes(*tensors: Tensor) -> bool:
 
 def available() -> bool:
     """Return whether the kernel can be had on this machine; the first call compiles it, in about a second."""
-    return _library() is not None
+    return compiled(_SOURCE) is not None
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -122,7 +123,7 @@ def fits(rule: Rule) -> bool:
 
 def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:
     """Call the kernel on lists of tensors: their number, a list of addresses for each list, their sizes, the rest."""
-    library = _library()
+    library = compiled(_SOURCE)
     assert library is not None
     columns = [array("Q", [x.data_ptr() for x in tensors]) for tensors in lists]
     columns.append(array("q", [x.numel() for x in lists[0]]))
@@ -131,15 +132,19 @@ def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) 
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """Return the compiled kernel; None, having said so once, where it cannot be compiled."""
+def compiled(file: str) -> ctypes.CDLL | None:
+    """Return the compiled library of a source file of surefoot; None, having said so once, where that cannot be.
+
+    Args:
+        file: its path within the package.
+    """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return None
-    source = (files("surefoot.optim") / "kernel.cpp").read_bytes()
+    source = (files("surefoot") / file).read_bytes()
     digest = hashlib.sha256(b"\0".join([source, compiler.encode(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
-    library = folder / f"kernel-{digest[:16]}.so"
+    library = folder / f"{Path(file).stem}-{digest[:16]}.so"
     try:
         if not library.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
