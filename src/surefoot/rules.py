@@ -334,9 +334,10 @@ class Clippy(Rule):
             checks.non_negative(name, getattr(self, name))
 
     def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
-        bound = torch.add(weight.new_full((), self.absolute), weight.abs(), alpha=self.relative)
-        step = update.abs().mul_(lr)
-        ratio = bound.div_(step)
+        step = update * lr
+        bound = weight.abs()
+        torch.add(weight.new_full((), self.absolute), bound, alpha=self.relative, out=bound)
+        ratio = bound.div_(step).abs_()  # of the quotient: its sign is the step's
         if self.accumulator_relative:
             ratio += self.accumulator_relative / (lr * grad).abs()  # |r / g| / |lr r|
         if self.absolute:

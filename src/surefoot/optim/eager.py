@@ -18,7 +18,7 @@ from torch import Tensor
 
 from surefoot.rules import Reduce, Rule, Scope, wide
 
-_TILE = 1 << 19  # numbers: the best of 2^14 to 2^22 on two cores; below, allocation costs more than the cache saves
+_TILE = 1 << 21  # numbers: the best of 2^14 to 2^24 on two cores; below, waking threads costs more than the cache saves
 _KEPT = 1 << 20  # numbers: of tensors up to this size the update is kept between the halves
 _SMALL = 1 << 14  # numbers: tensors up to this size are gathered
 _FEW = 8  # fewer small tensors than this are not worth gathering
@@ -119,10 +119,12 @@ class _Whole(Move):
         rule, (item,) = self.options.rule, self.items
         units = 1 if self.units else 0  # within a tile, units have been flattened into one dimension
         parts, self.updates = [], []
+        kept = item.param.numel() <= _KEPT
+        scratch = None if kept else self._scratch()
         for piece in self.pieces:
-            measure, update = _measure(piece, item, units)
+            measure, update = _measure(piece, item, units, scratch)
             parts.append(measure)
-            self.updates.append(update if item.param.numel() <= _KEPT else None)
+            self.updates.append(update if kept else None)
         if len(parts) == 1:
             combined = parts[0]
         elif units:
@@ -134,6 +136,7 @@ class _Whole(Move):
     def apply(self, factor: Tensor) -> None:
         (item,) = self.items
         flat = factor.flatten()
+        scratch = self._scratch() if None in self.updates else None
         start = 0
         for piece, update in zip(self.pieces, self.updates, strict=True):
             sigma = factor
@@ -141,11 +144,15 @@ class _Whole(Move):
                 sigma = flat[start : start + len(piece.weight), None]
                 start += len(piece.weight)
             if update is None:
-                update = _direction(_prepare(piece, item), piece.total, item.options)
+                update = _direction(_prepare(piece, item), piece.total, item.options, scratch)
             _apply(piece, item, update, sigma)
         for kept, changed in ((item.param, self.whole.weight), (item.total, self.whole.total)):
             if kept is not changed:  # it was not contiguous
                 kept.copy_(changed)
+
+    def _scratch(self) -> Tensor:
+        """Return room for one tile's update: fresh memory for each would cost more than the arithmetic."""
+        return torch.empty_like(self.pieces[0].total)
 
 
 class _Rows(Move):
@@ -217,25 +224,26 @@ def _tiles(whole: _Piece, units: int) -> Iterator[_Piece]:
     yield from map(_Piece, *(x.split(max(1, rows)) for x in flat))
 
 
-def _measure(piece: _Piece, item: Item, units: int) -> tuple[Tensor, Tensor]:
-    """Return the rule's measure of a piece and its update; accumulate first if the options say so."""
+def _measure(piece: _Piece, item: Item, units: int, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the rule's measure of a piece and its update, in ``scratch`` if given; accumulate first if so ordered."""
     grad = _prepare(piece, item)
     if item.options.accumulate is Accumulate.BEFORE:
         piece.total.addcmul_(grad, grad)
-    update = _direction(grad, piece.total, item.options)
+    update = _direction(grad, piece.total, item.options, scratch)
     return item.options.rule.partial(_decayed(piece.weight, item), grad, update, item.options.lr, units), update
 
 
 def _apply(piece: _Piece, item: Item, update: Tensor, sigma: Tensor) -> None:
-    """Decay the weights and move them by lr * sigma * update, which is used up; accumulate if that comes last."""
+    """Decay the weights and move them by lr * sigma * update; accumulate if that comes last."""
     if item.options.accumulate is Accumulate.AFTER:
         grad = _prepare(piece, item)
         piece.total.addcmul_(grad, grad)
     elif item.options.accumulate is Accumulate.AFTER_CLIPPED:
         piece.total.add_((sigma * _prepare(piece, item)).square_())
-    step = update.mul_(sigma * item.options.lr)
     weight = _decayed(piece.weight, item)
-    piece.weight.copy_(weight - step) if weight is not piece.weight else piece.weight.sub_(step)
+    moved = torch.addcmul(weight, update, sigma * item.options.lr, value=-1, out=weight)  # weight: ours, or in place
+    if weight is not piece.weight:
+        piece.weight.copy_(moved)
 
 
 def _prepare(piece: _Piece, item: Item) -> Tensor:
@@ -250,12 +258,13 @@ def _prepare(piece: _Piece, item: Item) -> Tensor:
     return grad
 
 
-def _direction(grad: Tensor, total: Tensor, options: Options) -> Tensor:
-    """Return r of eq. (5), a new tensor; 0 where no gradient has ever been."""
+def _direction(grad: Tensor, total: Tensor, options: Options, scratch: Tensor | None = None) -> Tensor:
+    """Return r of eq. (5), in ``scratch`` or a new tensor; 0 where no gradient has ever been."""
+    room = torch.empty_like(total) if scratch is None else scratch[: len(total)]
     if options.epsilon is Epsilon.INSIDE:
-        denominator = (total + options.eps).sqrt_()
+        denominator = torch.add(total, options.eps, out=room).sqrt_()
     else:
-        denominator = total.sqrt()
+        denominator = torch.sqrt(total, out=room)
         if options.eps:
             denominator.add_(options.eps)
     if (
