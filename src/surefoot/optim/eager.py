@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from surefoot.rules import Reduce, Rule, Scope, wide
 
@@ -184,10 +185,8 @@ class _Gathered(Move):
     def measure(self) -> Tensor:
         first = self.items[0]
         rule = self.options.rule
-        self.sizes = [item.param.numel() for item in self.items]
-        self.lengths = torch.tensor(self.sizes, device=first.param.device)
-        gathered = (torch.cat([x.reshape(-1) for x in column]) for column in list(zip(*self.items, strict=True))[:3])
-        self.piece = _Piece(*gathered)
+        self.lengths = torch.tensor([item.param.numel() for item in self.items], device=first.param.device)
+        self.piece = _Piece(*map(_flatten_dense_tensors, list(zip(*self.items, strict=True))[:3]))
         grad = _prepare(self.piece, first)
         if self.options.accumulate is Accumulate.BEFORE:
             self.piece.total.addcmul_(grad, grad)
@@ -209,9 +208,7 @@ class _Gathered(Move):
             (self.params, self.piece.weight),
             ([item.total for item in self.items], self.piece.total),
         ):
-            pieces = changed.split(self.sizes)
-            views = [piece.view(x.shape) for piece, x in zip(pieces, kept, strict=True)]
-            torch._foreach_copy_(kept, views)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(kept, _unflatten_dense_tensors(changed, kept))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _tiles(whole: _Piece, units: int) -> Iterator[_Piece]:

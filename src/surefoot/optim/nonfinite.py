@@ -28,14 +28,16 @@ def not_finite(grads: Sequence[Tensor]) -> list[Tensor]:
     No wait for the device. An empty gradient is finite. Sparse gradients are looked at row by row as they are
     stored; their duplicates need not have been summed.
     """
-    flags = []
-    for grad in map(values, grads):
-        if grad.numel() == 0:
-            flags.append(torch.zeros((), dtype=torch.bool, device=grad.device))
-        else:
-            low, high = grad.aminmax()  # NaN if one is
-            flags.append(~(low.isfinite() & high.isfinite()))
-    return flags
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}  # looked at together: hundreds of tensors are usual
+    extremes: list[Sequence[Tensor]] = []  # the least and the greatest, NaN if a number is
+    for i, grad in enumerate(map(values, grads)):
+        extremes.append(grad.aminmax() if grad.numel() else [grad.new_zeros(())] * 2)
+        alike.setdefault((grad.device, grad.dtype), []).append(i)
+    flags: dict[int, Tensor] = {}
+    for several in alike.values():
+        both = torch.stack([extreme for i in several for extreme in extremes[i]]).view(-1, 2)
+        flags |= zip(several, (~both.isfinite().all(dim=1)).unbind(), strict=True)
+    return [flags[i] for i in range(len(extremes))]
 
 
 def any_of(flags: Sequence[Tensor]) -> Tensor:
