@@ -1,10 +1,13 @@
 """The layers that ranking models are made of."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+_TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name: nobody has to import torchrec
 
 
 class FeatureEmbedding(nn.Module):
@@ -107,3 +110,18 @@ class MixtureOfExperts(nn.Module):
         """Return what each task sees, (rows, hidden[-1]), from (rows, width)."""
         outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
         return [torch.einsum("re,reh->rh", gate(x).softmax(dim=1), outputs) for gate in self.gates]
+
+
+def embedding_tables(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of the model's embedding tables, told by the class of the module that owns them.
+
+    >>> embedding_tables(nn.Linear(2, 1))
+    set()
+    """
+    return {param for module in model.modules() if _is_table(module) for param in module.parameters()}
+
+
+def _is_table(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return True
+    return any(_TABLES_OF_TORCHREC.fullmatch(base.__name__) for base in type(module).__mro__)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.data.schema import Schema, Task, TaskKind
-from surefoot.models.layers import FeatureEmbedding
+from surefoot.models.layers import FeatureEmbedding, embedding_tables
 
 
 class Ranker(nn.Module):
@@ -63,15 +63,11 @@ class SplitParameters(NamedTuple):
 
 def split_parameters(model: nn.Module) -> SplitParameters:
     """Tell embedding tables from all other parameters: the paper clips only the others."""
-    tables = {
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-    }
+    tables = embedding_tables(model)
     named = dict(model.named_parameters())
     return SplitParameters(
-        {name: p for name, p in named.items() if name not in tables},
-        {name: p for name, p in named.items() if name in tables},
+        {name: p for name, p in named.items() if p not in tables},
+        {name: p for name, p in named.items() if p in tables},
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from surefoot import checks
+from surefoot.models.layers import embedding_tables
 from surefoot.rules import Rule, checked
 
 NamePattern = str | re.Pattern[str]
 """A glob, in which ``*`` crosses dots too, or a compiled regular expression; both must match the whole name."""
-_TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name: nobody has to import torchrec
 
 
 class NamedParameter(NamedTuple):
@@ -222,15 +222,6 @@ def parameter_groups(
     return ParameterGroups(tuple(a for a in assignments if a.param.requires_grad), frozen)
 
 
-def embedding_tables(model: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters of the model's embedding tables, told by the class of the module that owns them.
-
-    >>> embedding_tables(nn.Linear(2, 1))
-    set()
-    """
-    return {param for module in model.modules() if _is_table(module) for param in module.parameters()}
-
-
 def named_parameters(model: nn.Module) -> list[NamedParameter]:
     """Return each parameter of the model once, in its order, with all its names.
 
@@ -286,12 +277,6 @@ def _matches(pattern: NamePattern, name: str) -> bool:
 
 def _show(pattern: NamePattern) -> str:
     return pattern if isinstance(pattern, str) else pattern.pattern
-
-
-def _is_table(module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return True
-    return any(_TABLES_OF_TORCHREC.fullmatch(base.__name__) for base in type(module).__mro__)
 
 
 def _layers_above(
