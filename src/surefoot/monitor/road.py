@@ -1,0 +1,211 @@
+"""Whether a task is on the road: its relative loss near what it has shown to be healthy, or back there in time.
+
+The recovery test that tells a micro-divergence from a full one. The standard library only.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from surefoot.monitor.signals import Level
+
+_STATE = ("best", "best_loss", "onset", "given_up", "reason", "road", "first", "first_step", "first_jump")
+
+
+class Verdict(StrEnum):
+    """What became of a run, or of one task in it; a later member is worse."""
+
+    HEALTHY = "healthy"
+    MICRO = "micro"  # left the road and came back
+    FULL = "full"  # did not come back
+
+
+@dataclass(frozen=True)
+class Event:
+    """One departure from health.
+
+    Args:
+        task: whose loss it was.
+        onset: the first step of the rise.
+        verdict: micro if it recovered, full if not.
+        reason: in plain words.
+        end: the step at which it was recovered from, or given up.
+        layer: where it began, if a layer's signal told first.
+        signal: that told first.
+    """
+
+    task: str
+    onset: int
+    verdict: Verdict
+    reason: str
+    end: int
+    layer: str | None = None
+    signal: str = "relative_loss"
+
+
+@dataclass(frozen=True)
+class RoadLimits:
+    """When a task has left the road, and when it is given up.
+
+    Args:
+        window: steps in the level.
+        history: steps in the healthy median.
+        learnt: relative loss below which a task has learnt something.
+        patience: steps that an event may last.
+    """
+
+    window: int
+    history: int
+    learnt: float
+    patience: int
+
+
+class Road:
+    """One task's relative losses, and the event it is in, if any.
+
+    Healthy is the median of the last ``history`` accepted relative losses; accepted are finite ones of steps that lie
+    outside events. The level is the median of the last ``window``. The task leaves the road when a loss is not finite,
+    or when the level is above healthy by more than six robust standard deviations of the history and has lost at least
+    half of what the task had learnt: it is past the middle between healthy and 1, or, if nothing had been learnt yet,
+    past one and a half times healthy. Where the loss itself is known, it has to have risen too, by three deviations:
+    otherwise a constant only happened to do well on these batches. And it leaves the road, however slowly it went, when
+    the level is past 1 though healthy once lay six deviations below.
+
+    It has come back when the level is on the healthy side of that middle again (below ``learnt`` if nothing had been
+    learnt before), and is given up if that takes more than ``patience`` steps. A task that never learns anything and
+    never rises never leaves the road.
+    """
+
+    def __init__(self, limits: RoadLimits, task: str) -> None:
+        self.limits = limits
+        self.task = task
+        self.recent: deque[float] = deque(maxlen=limits.window)
+        self.accepted = Level(limits.history, limits.window)  # a window late: nothing of an event's rise gets in
+        self.recent_losses: deque[float] = deque(maxlen=limits.window)
+        self.accepted_losses = Level(limits.history, limits.window)
+        self.best: float | None = None  # the least that healthy has been, where that was clearly below 1
+        self.best_loss = 0.0  # what was then the limit of the loss
+        self.onset: int | None = None
+        self.given_up = False  # was off the road for longer than it may, and still is
+        self.reason = ""
+        self.road = 0.0  # the level below which an event is over
+        self.first: float | None = None
+        self.first_step = 0
+        self.first_jump: int | None = None  # a step of the first window whose loss was past 1.5 times the first
+
+    @property
+    def on_road(self) -> bool:
+        """Whether it is where it should be."""
+        return self.onset is None
+
+    def update(self, step: int, value: float, loss: float | None = None) -> Event | None:
+        """Take in one step, its relative loss and the loss, if that is known; return the event that it decides, if any.
+
+        An event is decided when the task is back, or given up; and once more if it comes back after that.
+        """
+        finite = math.isfinite(value)
+        if self.first is None:
+            self.first, self.first_step = (value, step) if finite else (None, 0)
+        elif self.first_jump is None and step - self.first_step < self.limits.window and value > 1.5 * self.first:
+            self.first_jump = step
+        self.recent.append(value if finite else math.inf)
+        if loss is not None:
+            self.recent_losses.append(loss if math.isfinite(loss) else math.inf)
+        level = median(self.recent)
+        if not self.on_road:
+            return self._look_for_road(step, level)
+        if finite:
+            self.accepted.offer(value)
+            if loss is not None and math.isfinite(loss):
+                self.accepted_losses.offer(loss)
+            self._note_best()
+        if not finite:
+            self._open(step, f"the loss of {self.task} is {value}", self._healthy())
+        elif len(self.recent) == self.limits.window:
+            healthy = self._left(level)
+            if healthy is not None:
+                reason = f"the relative loss of {self.task} rose from {healthy:.3g} to {level:.3g}"
+                self._open(step - self.limits.window // 2, reason, healthy)
+        return None
+
+    def _look_for_road(self, step: int, level: float) -> Event | None:
+        if level < self.road:
+            return self.close(step, Verdict.MICRO)
+        if not self.given_up and self.onset is not None and step - self.onset >= self.limits.patience:
+            self.given_up = True
+            return Event(self.task, self.onset, Verdict.FULL, self.reason, step)
+        return None
+
+    def close(self, step: int, verdict: Verdict) -> Event | None:
+        """End the event it is in, if any; return it, if that is news."""
+        if self.onset is None or (self.given_up and verdict is Verdict.FULL):
+            return None
+        event = Event(self.task, self.onset, verdict, self.reason, step)
+        self.onset, self.given_up = None, False
+        self.recent.clear()
+        self.recent_losses.clear()
+        self.accepted.forget_waiting()
+        self.accepted_losses.forget_waiting()
+        return event
+
+    def is_constant(self) -> bool:
+        """Whether the last losses are those of a constant prediction, or worse."""
+        return bool(self.recent) and median(self.recent) >= self.limits.learnt
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain numbers and strings."""
+        plain = {name: getattr(self, name) for name in _STATE}
+        return {
+            **plain,
+            "recent": list(self.recent),
+            "recent_losses": list(self.recent_losses),
+            "accepted": self.accepted.state_dict(),
+            "accepted_losses": self.accepted_losses.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.recent = deque(state["recent"], maxlen=self.limits.window)
+        self.recent_losses = deque(state["recent_losses"], maxlen=self.limits.window)
+        self.accepted.load_state_dict(state["accepted"])
+        self.accepted_losses.load_state_dict(state["accepted_losses"])
+
+    def _open(self, onset: int, reason: str, healthy: float) -> None:
+        self.onset, self.reason = onset, reason
+        self.road = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
+
+    def _note_best(self) -> None:
+        healthy = self.accepted.median
+        if len(self.accepted) < self.limits.window or healthy >= (1.0 if self.best is None else self.best):
+            return
+        if healthy + 6 * self.accepted.spread() < 1:
+            self.best, self.best_loss = healthy, self._loss_limit()
+
+    def _left(self, level: float) -> float | None:
+        """Return what was healthy if the level is off the road, None if it is on it."""
+        loss = median(self.recent_losses) if self.recent_losses else math.inf
+        if self.best is not None and level > 1 and loss > self.best_loss:
+            return self.best
+        return self._healthy() if level > self._limit(level) and loss > self._loss_limit() else None
+
+    def _loss_limit(self) -> float:
+        """Return what the loss has to be above for a rise of the relative loss to count."""
+        losses = self.accepted_losses
+        return losses.median + 3 * losses.spread() if len(losses) else 0.0
+
+    def _healthy(self) -> float:
+        return self.accepted.median if len(self.accepted) else self.recent[0]
+
+    def _limit(self, level: float) -> float:
+        """Return the level above which the task is off the road; worked out in full only if ``level`` may be."""
+        healthy = self._healthy()
+        limit = (1 + healthy) / 2 if healthy < self.limits.learnt else 1.5 * healthy
+        if level <= limit or not len(self.accepted):
+            return limit
+        return max(limit, healthy + 6 * self.accepted.spread())

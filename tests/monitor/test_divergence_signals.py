@@ -1,0 +1,319 @@
+"""The detector on all signals of a step: what alarms, what does not, and what no bad number may do to it."""
+
+import json
+import math
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from surefoot.monitor.divergence import Alarm, Detector, Signals, Verdict
+
+NOISE = [0.00, 0.03, -0.02, 0.01, -0.04, 0.02, -0.01, 0.04, -0.03]  # a cycle of nine steps
+HEALTHY = 120  # steps before anything happens
+GOLDEN: list[tuple[int, str | None, str]] = [(307, None, "clip_ratio")]
+
+
+def step_of(step: int, changes: dict[str, float] | None = None) -> Signals:
+    """A healthy step of one task and two layers; changes are factors, of AUC what is added."""
+    noise, changes = 1 + NOISE[step % len(NOISE)], changes or {}
+    loss, ratio, norm = (noise * changes.get(name, 1.0) for name in ("loss", "ratio", "norm"))
+    looked = step % 4 == 0
+    return Signals(
+        losses={"click": 0.5 * loss},
+        relative_losses={"click": 0.8 * loss},
+        clip_ratios={"bottom": 0.2 * noise, "top": 0.2 * ratio},
+        grad_norms={"bottom": 0.1 * noise, "top": 0.1 * norm},
+        aucs={"click": 0.75 + 0.01 * (noise - 1) + changes.get("auc", 0.0)} if looked else {},
+        calibrations={"click": noise * changes.get("calibration", 1.0)} if looked else {},
+        spreads={"click": 0.3 * noise * changes.get("spread", 1.0)} if looked else {},
+    )
+
+
+def run(steps: Iterable[Signals], detector: Detector | None = None, start: int = 0) -> tuple[Detector, list[Alarm]]:
+    """Show steps to a detector; return it and the alarms."""
+    detector = detector or Detector()
+    alarms = [detector.update(step, signals) for step, signals in enumerate(steps, start)]
+    return detector, [alarm for alarm in alarms if alarm is not None]
+
+
+def healthy(steps: int = HEALTHY, start: int = 0) -> list[Signals]:
+    return [step_of(step) for step in range(start, start + steps)]
+
+
+def changed(steps: int, start: int = HEALTHY, **changes: float) -> list[Signals]:
+    return [step_of(step, changes) for step in range(start, start + steps)]
+
+
+def replaced(signals: Signals, field: str, value: float) -> Signals:
+    """The step with every value of one field replaced."""
+    return Signals(**{**vars(signals), field: dict.fromkeys(getattr(signals, field), value)})
+
+
+def test_a_healthy_run_raises_nothing():
+    detector, alarms = run(healthy(500))
+    assert alarms == []
+    assert detector.healthy
+    assert detector.verdict is Verdict.HEALTHY
+
+
+# What other guards do on the very input that they guard against.
+
+
+def test_one_nan_loss_does_not_keep_it_alarming():
+    """The 6-sd rule skips 129 steps after one NaN."""
+    nan = replaced(replaced(step_of(HEALTHY), "losses", math.nan), "relative_losses", math.nan)
+    detector, alarms = run([*healthy(), nan, *healthy(40, HEALTHY + 1)])
+    assert [(alarm.step, alarm.signal, alarm.task) for alarm in alarms] == [(HEALTHY, "non_finite", "click")]
+    assert detector.healthy
+    assert [event.verdict for event in detector.events] == [Verdict.MICRO]
+    assert detector.events[0].end - HEALTHY < 10
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 5.0])
+def test_one_bad_loss_does_not_raise_its_own_limit(bad: float):
+    """The 6-sd rule lets 3.0 pass for 128 steps after one loss of 5.0."""
+    spike = replaced(replaced(step_of(HEALTHY), "losses", bad), "relative_losses", bad)
+    later = changed(1, HEALTHY + 20, loss=1.6)
+    _, alarms = run([*healthy(), spike, *healthy(19, HEALTHY + 1), *later])
+    assert [alarm.step for alarm in alarms] == [HEALTHY, HEALTHY + 20]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_does_not_switch_it_off(bad: float):
+    """One NaN norm makes every later threshold of ZClip NaN."""
+    broken = replaced(step_of(HEALTHY), "grad_norms", bad)
+    later = changed(1, HEALTHY + 20, norm=300.0)
+    _, alarms = run([*healthy(), broken, *healthy(19, HEALTHY + 1), *later])
+    assert [(alarm.step, alarm.signal) for alarm in alarms] == [(HEALTHY, "non_finite"), (HEALTHY + 20, "grad_norm")]
+    assert alarms[1].layer == "top"
+
+
+def test_a_jump_after_a_nan_is_seen():
+    """After one NaN in the window KillLossSpike does not see 0.7 -> 100."""
+    nan = replaced(step_of(HEALTHY), "losses", math.nan)
+    later = changed(10, HEALTHY + 20, loss=100 / 0.7)
+    detector, alarms = run([*healthy(), nan, *healthy(19, HEALTHY + 1), *later])
+    assert [alarm.step for alarm in alarms] == [HEALTHY, HEALTHY + 20]
+    assert not detector.healthy
+
+
+def test_an_auc_of_a_half_at_a_mild_loss_is_seen():
+    """10 x the largest of the first losses never sees a ranking that is lost: the loss rises by a few per cent."""
+    _, alarms = run([*healthy(), *changed(30, loss=1.08, auc=-0.25)])
+    (alarm,) = alarms
+    assert (alarm.signal, alarm.task) == ("auc", "click")
+    assert alarm.step == HEALTHY  # the first look
+    assert "fell from 0.75 to 0.5" in alarm.reason
+
+
+def test_a_collapse_to_the_base_rate_is_seen():
+    """The log-loss rises by 1 / 0.8 only; predictions hardly spread any more."""
+    detector, alarms = run([*healthy(), *changed(100, loss=1.25, auc=-0.25, spread=0.01)])
+    assert len(alarms) == 1
+    assert alarms[0].step == HEALTHY
+    assert detector.finish(HEALTHY + 100) is Verdict.FULL
+
+
+def test_a_restored_detector_decides_as_the_one_that_went_on():
+    """ZClip has no state_dict."""
+    story = [*healthy(), *changed(3, ratio=500.0), *changed(12, HEALTHY + 3, loss=3.0), *healthy(60, HEALTHY + 15)]
+    whole, expected = run(story)
+    assert expected
+    for cut in (1, 60, HEALTHY + 1, HEALTHY + 8, HEALTHY + 17, HEALTHY + 40):
+        first, before = run(story[:cut])
+        state = json.loads(json.dumps(first.state_dict()))
+        second = Detector()
+        second.load_state_dict(state)
+        second, after = run(story[cut:], second, cut)
+        assert before + after == expected
+        assert second.events == whole.events
+        assert second.state_dict() == whole.state_dict()
+
+
+# Each signal, told apart.
+
+
+@pytest.mark.parametrize(
+    ("changes", "signal", "task", "layer"),
+    [
+        ({"ratio": 100.0}, "clip_ratio", None, "top"),
+        ({"norm": 100.0}, "grad_norm", None, "top"),
+        ({"loss": 1.4}, "relative_loss", "click", None),
+        ({"loss": 1.6}, "loss", "click", None),
+        ({"auc": -0.2}, "auc", "click", None),
+        ({"calibration": 3.0}, "calibration", "click", None),
+        ({"calibration": 0.3}, "calibration", "click", None),
+        ({"spread": 0.01}, "spread", "click", None),
+        ({"spread": 20.0}, "saturation", "click", None),
+    ],
+)
+def test_each_signal_alone_raises_its_alarm_at_once(
+    changes: dict[str, float], signal: str, task: str | None, layer: str | None
+):
+    detector, alarms = run([*healthy(), *(step_of(step, changes) for step in range(HEALTHY, HEALTHY + 10))])
+    (alarm,) = alarms
+    assert (alarm.step, alarm.signal, alarm.task, alarm.layer) == (HEALTHY, signal, task, layer)
+    assert (task or layer or "") in alarm.reason
+    assert not detector.healthy
+
+
+def test_a_large_ratio_is_no_concern_where_clippy_would_not_clip():
+    quiet = [Signals(clip_ratios={"top": 1e-4 * (1 + NOISE[i % 9])}) for i in range(HEALTHY)]
+    _, alarms = run([*quiet, Signals(clip_ratios={"top": 0.1})])
+    assert alarms == []
+
+
+def test_the_layer_that_is_furthest_out_is_named():
+    jump = Signals(grad_norms={"bottom": 5.0, "top": 500.0})
+    _, alarms = run([*healthy(), jump])
+    assert alarms[0].layer == "top"
+
+
+def test_a_change_that_stays_and_harms_nothing_becomes_the_new_level():
+    detector, alarms = run([*healthy(), *changed(200, norm=100.0), *changed(1, HEALTHY + 200, norm=1e4)])
+    assert [alarm.step for alarm in alarms] == [HEALTHY, HEALTHY + 200]
+    assert detector.events == []
+
+
+def test_an_alarm_that_comes_to_nothing_leaves_no_event():
+    detector, alarms = run([*healthy(), *changed(2, ratio=100.0), *healthy(40, HEALTHY + 2)])
+    assert len(alarms) == 1
+    assert detector.healthy
+    assert detector.finish(200) is Verdict.HEALTHY
+
+
+def test_an_event_says_where_it_began():
+    story = [*healthy(), *changed(1, ratio=1000.0), *changed(100, HEALTHY + 1, loss=20.0)]
+    detector, _ = run(story)
+    detector.finish(HEALTHY + 101)
+    (event,) = detector.events
+    assert (event.task, event.layer, event.signal, event.verdict) == ("click", "top", "clip_ratio", Verdict.FULL)
+    assert event.onset == HEALTHY
+
+
+def test_a_small_rise_of_every_layer_and_task_is_seen_where_none_alone_would_be():
+    detector, _ = run(healthy())
+    rise = step_of(HEALTHY)
+    every = Signals(
+        losses={"click": rise.losses["click"] * 1.25},
+        relative_losses={"click": rise.relative_losses["click"] * 1.25},
+        clip_ratios={layer: 8 * value for layer, value in rise.clip_ratios.items()},
+    )
+    alone = Signals(**{**vars(every), "clip_ratios": rise.clip_ratios})
+    again = Detector()
+    again.load_state_dict(detector.state_dict())
+    assert again.update(HEALTHY, alone) is None
+    alarm = detector.update(HEALTHY, every)
+    assert alarm is not None
+    assert alarm.signal == "clip_ratio"
+
+
+def test_a_batch_on_which_a_constant_does_well_is_no_rise():
+    """The relative loss of a heavy-tailed label is high where the batch holds no large label: the loss is as ever."""
+    steps = [
+        Signals(losses={"sales": 0.05 * (1 + NOISE[i % 9])}, relative_losses={"sales": 0.7 if i in late else 0.07})
+        for late in [{100, 101, 102, 103, 110}]
+        for i in range(140)
+    ]
+    detector, alarms = run(steps)
+    assert alarms == []
+    assert detector.finish(140) is Verdict.HEALTHY
+
+
+def test_a_clip_ratio_beyond_all_measure_needs_no_history():
+    _, alarms = run([Signals(clip_ratios={"top": 0.3, "bottom": 25.0})])
+    assert (alarms[0].step, alarms[0].signal, alarms[0].layer) == (0, "clip_ratio", "bottom")
+
+
+def test_dead_gradients_are_seen_once_they_have_been_dead_for_a_window():
+    _, alarms = run([*healthy(), *changed(10, norm=1e-5)])
+    assert [(alarm.step, alarm.signal, alarm.layer) for alarm in alarms] == [(HEALTHY + 4, "dead_gradient", "top")]
+    assert "dead for 5 steps" in alarms[0].reason
+
+
+def test_a_slow_collapse_that_no_single_step_shows_leaves_the_road():
+    creeping = [Signals(relative_losses={"click": 0.6 + 0.02 * (i % 3)}) for i in range(100)]
+    creeping += [Signals(relative_losses={"click": min(1.01, 0.6 + 0.004 * i)}) for i in range(160)]
+    detector, alarms = run(creeping)
+    assert [(alarm.signal, alarm.task) for alarm in alarms][-1:] == [("relative_loss", "click")]
+    assert detector.finish(260) is Verdict.FULL
+
+
+def test_an_event_is_micro_after_all_if_the_task_comes_back_late():
+    detector, _ = run([*healthy(), *changed(90, loss=3.0)])
+    assert detector.verdict is Verdict.FULL
+    run(healthy(30, HEALTHY + 90), detector, HEALTHY + 90)
+    assert [event.verdict for event in detector.events] == [Verdict.MICRO]
+    assert detector.events[0].end > HEALTHY + 90
+    assert detector.healthy
+
+
+def test_departures_of_a_task_during_one_alarm_are_one_event():
+    shaking = [*changed(6, HEALTHY, loss=3.0), *healthy(4, HEALTHY + 6)] * 3
+    detector, alarms = run([*healthy(), *shaking, *healthy(30)])
+    assert len(alarms) == 1
+    assert len(detector.events) == 1
+
+
+def test_a_recorded_like_run_gives_the_same_alarms_as_ever():
+    """Noise, a drift of the level, a heavy tail, a ramp that ends in a divergence; from a fixed generator."""
+    draw = random.Random(5)
+
+    def noise(scale: float) -> float:
+        return math.exp(scale * (sum(draw.random() for _ in range(12)) - 6))  # nearly normal
+
+    story = []
+    for step in range(400):
+        ramp = 1.25 ** max(0, step - 300)
+        blow = 4.0 if step >= 320 else 1.0
+        loss = (0.5 + 0.3 * 0.98**step) * noise(0.06) * blow
+        story.append(
+            Signals(
+                losses={"click": loss, "sales": 0.3 * noise(0.3) * blow},
+                relative_losses={"click": 1.6 * loss, "sales": 0.4 * noise(0.5) * blow},
+                clip_ratios={layer: 0.3 * ramp * noise(0.4) for layer in ("bottom", "middle", "top")},
+                grad_norms={layer: 0.1 * ramp**0.5 * noise(0.4) for layer in ("bottom", "middle", "top")},
+                aucs={"click": (0.8 if step < 320 else 0.55) - 0.01 * noise(0.5)} if step % 8 == 0 else {},
+            )
+        )
+    detector, alarms = run(story)
+    assert [(alarm.step, alarm.task, alarm.signal) for alarm in alarms] == GOLDEN
+    assert detector.finish(400) is Verdict.FULL
+
+
+# Bad input.
+
+
+def test_steps_must_count_up():
+    detector = Detector()
+    detector.update(3, step_of(3))
+    with pytest.raises(ValueError, match="step is 3; expected more than 3"):
+        detector.update(3, step_of(3))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("window", 0), ("history", 0), ("patience", 0), ("deviations", 0.0), ("deviations", math.nan), ("learnt", 0.0)],
+)
+def test_limits_must_make_sense(argument: str, value: float):
+    with pytest.raises(ValueError, match=f"{argument} is {value}"):
+        Detector(**{argument: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_signals_must_be_signals():
+    with pytest.raises(TypeError, match=r"signals is \[0.5\]; expected"):
+        Detector().update(0, [0.5])  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_a_state_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="state"):
+        Detector().load_state_dict({"mean": 0.1})
+
+
+def test_empty_and_zero_signals_are_nothing():
+    _, alarms = run([Signals()] * 100)
+    assert alarms == []
+    zero = Signals(losses={"a": 0.0}, relative_losses={"a": 0.0}, clip_ratios={"l": 0.0}, grad_norms={"l": 0.0})
+    _, alarms = run([zero] * 200)
+    assert alarms == []
