@@ -1,0 +1,365 @@
+"""Records of short training runs, for benchmarks/detection.py: what a monitor would have seen, and the outcome.
+
+A set-up (log, seed, model, rate) is trained once unharmed: the twin. Each of its faults goes on from a copy of the twin
+made at the fault's step, so that a run equals its twin up to there bit for bit and nothing is trained twice.
+
+At every step a probe is scored before the step, with the weights that also give the step's loss. One row in 8 or 16 of
+the log is kept out of training for it; at each step those of the window's days are scored (some 750 rows), by the run
+and by its twin alike. Where data would be served as the fault makes them (``Fault.world``), they are scored a second
+time in that form. Each day's rows are also scored with the run's own weights of the start of that day and of the two
+days before: what a run that learns slowly, or a harder day, does not fall behind.
+"""
+
+import copy
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from faults import Fault, none
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from surefoot.data import synthetic
+from surefoot.data.schema import Batch, Log, Task, TaskKind
+from surefoot.data.sources import completejourney
+from surefoot.data.windows import MovingWindow
+from surefoot.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
+from surefoot.models.ranker import Ranker, split_parameters, task_losses
+from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.nonfinite import NonFinite
+from surefoot.rules import Clippy, NoClip
+
+STEPS = 640
+BATCH = 256
+STEPS_PER_DAY = 20
+DAYS = STEPS // STEPS_PER_DAY
+WINDOW_DAYS = 3
+PROBE_ONE_IN = {"synthetic": 8, "completejourney": 16}
+MEASURED_BATCHES, MEASURED_EVERY = 8, 4  # the window of AUC, calibration and spread, and how often it is looked at
+DIM = 8
+EMBEDDING_RATE = 0.1
+LAST_DAYS = 100  # of completejourney, from which a seed picks its stretch
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs of one twin share."""
+
+    index: int
+    data: str
+    seed: int
+    narrow: bool  # only the first 8 dense features: in completejourney, what is known of the household
+    hidden: tuple[int, ...]
+    cross_layers: int
+    binary_only: bool
+    rate: float
+    warmup_steps: int
+    clippy: bool
+    skips: bool  # a step whose gradient is not finite
+
+
+@lru_cache(maxsize=1)
+def _whole_log(data: str, seed: int) -> Log:
+    if data == "completejourney":
+        return completejourney.load(LAST_DAYS)
+    return synthetic.make(days=DAYS, rows_per_day=2048, seed=seed)
+
+
+class Logs(NamedTuple):
+    """The rows to train on and those to score, of the same days."""
+
+    train: Log
+    probe: Log
+    first: int  # day
+
+
+def load_logs(setup: Setup) -> Logs:
+    """Return the logs with the tasks and features of this set-up, and the number of its first day."""
+    real = setup.data == "completejourney"
+    log = _whole_log(setup.data, 0 if real else setup.seed)
+    first = setup.seed * 7 % (len(log.days) - DAYS + 1)
+    tasks = log.schema.tasks
+    kept = [i for i, t in enumerate(tasks) if t.judged and (t.kind is TaskKind.BINARY or not setup.binary_only)]
+    dense = 8 if setup.narrow else len(log.schema.dense)
+    log = replace(
+        log,
+        schema=replace(log.schema, tasks=tuple(tasks[i] for i in kept), dense=log.schema.dense[:dense]),
+        rows=log.rows._replace(labels=log.rows.labels[:, kept], dense=log.rows.dense[:, :dense]),
+    )
+    probed = torch.arange(len(log.rows.labels)) % PROBE_ONE_IN[setup.data] == 0
+    return Logs(_only(log, ~probed), _only(log, probed), first)
+
+
+def _only(log: Log, rows: Tensor) -> Log:
+    """Return the log's chosen rows, (rows,) bool."""
+    before = torch.cat([torch.zeros(1, dtype=torch.long), rows.cumsum(0)])
+    starts = tuple(before[list(log.starts)].tolist())
+    return replace(log, starts=starts, rows=Batch(*(part[rows] for part in log.rows)))
+
+
+@dataclass
+class Training:
+    """A model and its optimizers; a copy of it goes its own way."""
+
+    model: nn.Module
+    optimizers: tuple[Optimizer, ...]  # dense, embedding
+    past: deque[nn.Module] = field(default_factory=lambda: deque(maxlen=WINDOW_DAYS))  # the model at the start of days
+
+
+def start(setup: Setup, log: Log) -> Training:
+    """Return the set-up before its first step."""
+    torch.manual_seed(setup.seed)
+    rows = [column.rows for column in log.schema.categorical]
+    width = len(rows) * DIM + len(log.schema.dense)
+    model = Ranker(
+        embedding=FeatureEmbedding(rows, DIM),
+        interaction=CrossNetwork(width, setup.cross_layers) if setup.cross_layers else nn.Identity(),
+        bottom=SharedBottom(width, setup.hidden, len(log.schema.tasks)),
+        heads=nn.ModuleDict({task.name: nn.Linear(setup.hidden[-1], 1) for task in log.schema.tasks}),
+    )
+    parameters = split_parameters(model)
+    rule = Clippy() if setup.clippy else NoClip()
+    dense = Adagrad(parameters.dense.values(), setup.rate, rule=rule, nonfinite=NonFinite.PROPAGATE)
+    embedding = torch.optim.Adagrad(
+        parameters.embedding.values(), EMBEDDING_RATE, initial_accumulator_value=1e-6, foreach=False
+    )
+    return Training(model, (dense, embedding))
+
+
+class Recorder:
+    """The rows of one run."""
+
+    def __init__(self, logs: Logs, fault: Fault) -> None:
+        self.logs, self.fault = logs, fault
+        self.rows: list[Tensor] = []
+        self.outputs: list[Tensor] = []  # of the batches, each (rows, tasks), for the windowed measures
+        self.labels: list[Tensor] = []
+        self.probed: list[Tensor] = []  # each (rows, tasks)
+        self.served: list[Tensor] = []
+        self.past: list[np.ndarray] = []  # of each day from the fault's on, the scores of past weights, (2 * tasks,)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.logs.train.schema.tasks
+
+    def probe(self, step: int) -> Batch:
+        """Return the rows that are scored at a step."""
+        day = self.logs.first + step // STEPS_PER_DAY
+        return self.logs.probe.window(max(0, day - WINDOW_DAYS + 1), day)
+
+    @torch.no_grad()
+    def score_past(self, step: int, models: Iterable[nn.Module]) -> None:
+        """Score the day's rows with weights of the past; keep the best of each score."""
+        probe = self.probe(step)
+        outputs = torch.stack([model(probe.categorical, probe.dense) for model in models])
+        table, tasks = _scores(outputs, probe.labels, self.tasks), len(self.tasks)
+        with np.errstate(invalid="ignore"):
+            self.past.append(np.concatenate([np.fmax.reduce(table[:, :tasks]), np.fmin.reduce(table[:, tasks:])]))
+
+    @torch.no_grad()
+    def score(self, step: int, model: nn.Module) -> None:
+        probe = self.probe(step)
+        self.probed.append(model(probe.categorical, probe.dense))
+        if self.fault.world:
+            served = self.fault.on_batch(step, probe)
+            same = served is probe
+            self.served.append(self.probed[-1] if same else model(served.categorical, served.dense))
+
+
+def take_step(setup: Setup, training: Training, recorder: Recorder, step: int, batch: Batch) -> None:
+    """Take one step as the fault has it, and record it."""
+    model, (dense, embedding), fault = training.model, training.optimizers, recorder.fault
+    tasks = recorder.tasks
+    if step % STEPS_PER_DAY == 0:
+        training.past.append(copy.deepcopy(model))
+    if step % STEPS_PER_DAY == 0 or not recorder.past:
+        recorder.score_past(step, training.past)
+    fault.on_state(step, model, training.optimizers)
+    recorder.score(step, model)
+    batch = fault.on_batch(step, batch)
+    outputs = model(batch.categorical, batch.dense)
+    losses = task_losses(outputs, batch.labels, tasks)
+    for optimizer in training.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    trained = fault.on_losses(step, losses)
+    trained.sum().backward()
+    table = embedding.param_groups[0]["params"][0]
+    table.grad = table.grad.coalesce()
+    params = dense.param_groups[0]["params"]
+    norms = torch.stack(torch._foreach_norm([*(p.grad for p in params), table.grad._values()]))  # pyright: ignore
+    warm = min(1.0, (step + 1) / setup.warmup_steps) if setup.warmup_steps else 1.0
+    rate = setup.rate * warm * fault.rate(step)
+    ratios = _clip_ratios(params, [dense.state[p]["sum"] if p in dense.state else None for p in params], rate)
+    with torch.no_grad():
+        relative = losses.detach() / constant_losses(batch.labels, tasks)
+        recorder.rows.append(torch.cat([trained.detach(), relative, ratios, norms, torch.tensor([rate])]))
+        recorder.outputs.append(outputs.detach())
+        recorder.labels.append(batch.labels)
+    if norms.isfinite().all() or not setup.skips:
+        dense.param_groups[0]["lr"] = rate
+        embedding.param_groups[0]["lr"] = EMBEDDING_RATE * fault.rate(step)
+        for optimizer in training.optimizers:
+            optimizer.step()
+
+
+@torch.no_grad()
+def _clip_ratios(params: Sequence[Tensor], sums: Sequence[Tensor | None], rate: float) -> Tensor:
+    """Return Clippy's max_i lr |r_i| / (0.5 |w_i| + 0.01) of each parameter's step, unclipped, (params,)."""
+    ratios = []
+    for p, total in zip(params, sums, strict=True):
+        assert p.grad is not None
+        update = p.grad / (p.grad.square() + (0.1 if total is None else total)).sqrt()
+        ratios.append((update.abs() / (p.abs() * 0.5).add_(0.01)).amax())
+    return torch.stack(ratios) * rate
+
+
+def constant_losses(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0."""
+    mean = labels.mean(0)
+    rate = mean.clamp(1 / len(labels), 1 - 1 / len(labels))
+    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
+    variance = labels.var(0, correction=0).clamp(min=torch.finfo(labels.dtype).tiny)
+    binary = torch.tensor([task.kind is TaskKind.BINARY for task in tasks])
+    return torch.where(binary, entropy, variance)
+
+
+def record(setup: Setup, faults: Sequence[Fault], folder: Path) -> None:
+    """Train the set-up unharmed and with each fault; write ``<index>.npz`` and ``<index>.json``."""
+    logs = load_logs(setup)
+    batches = list(_batches(logs, setup.seed))
+    training = start(setup, logs.train)
+    twin = Recorder(logs, none())
+    copies: dict[int, Training] = {}
+    for step, batch in enumerate(batches):
+        if any(fault.step == step for fault in faults):
+            copies[step] = copy.deepcopy(training)
+        take_step(setup, training, twin, step, batch)
+    arrays = {f"0/{name}": values for name, values in _tables(twin, twin).items()}
+    for number, fault in enumerate(faults, 1):
+        branch = copy.deepcopy(copies[fault.step])
+        recorder = Recorder(logs, fault)
+        for step in range(fault.step, STEPS):
+            take_step(setup, branch, recorder, step, batches[step])
+        arrays |= {f"{number}/{name}": values for name, values in _tables(recorder, twin).items()}
+    np.savez(folder / f"{setup.index:03d}.draft.npz", allow_pickle=False, **arrays)
+    names = [task.name for task in twin.tasks]
+    about = {
+        "setup": vars(setup),
+        "tasks": names,
+        "binary": [task.kind is TaskKind.BINARY for task in twin.tasks],
+        "layers": [*split_parameters(training.model).dense, "embedding"],
+        "runs": [_plain(none()), *(_plain(fault) for fault in faults)],
+    }
+    (folder / f"{setup.index:03d}.json").write_text(json.dumps(about, indent=1))
+    (folder / f"{setup.index:03d}.draft.npz").rename(
+        folder / f"{setup.index:03d}.npz"
+    )  # last: its presence means whole
+
+
+def _plain(fault: Fault) -> dict[str, object]:
+    return {"name": fault.name, "step": fault.step, "steps": fault.steps, "harmless": fault.harmless}
+
+
+def _batches(logs: Logs, seed: int) -> Iterator[Batch]:
+    window = MovingWindow(logs.train, BATCH, WINDOW_DAYS, STEPS_PER_DAY, seed)
+    for day in range(logs.first, logs.first + DAYS):
+        yield from window.batches(day)
+
+
+def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
+    """Return what is kept of a run, float32, one row a step from the fault's step on.
+
+    ``steps``: losses as trained on, relative losses (tasks each), clip ratios (dense layers),
+    gradient norms (layers), rate.
+    ``window``: AUC, calibration, spread (tasks each) of the last batches, NaN where not looked at.
+    ``probe``: AUC and relative loss (tasks each) of the probe; ``served`` likewise, as the fault would serve it;
+    ``past`` likewise, the best of past weights on the same rows.
+    """
+    missing = len(twin.outputs) - len(recorder.outputs)
+    outputs = torch.stack(twin.outputs[:missing] + recorder.outputs)
+    labels = torch.stack(twin.labels[:missing] + recorder.labels)
+    found = {
+        "steps": torch.stack(recorder.rows).numpy(),
+        "window": _windowed(outputs, labels, recorder.tasks, missing),
+        "probe": _probed(recorder.probed, recorder, missing),
+        "past": np.stack(recorder.past)[np.arange(missing, STEPS) // STEPS_PER_DAY - missing // STEPS_PER_DAY],
+    }
+    if recorder.served:
+        found["served"] = _probed(recorder.served, recorder, missing)
+    return found
+
+
+def _windowed(outputs: Tensor, labels: Tensor, kinds: Sequence[Task], start: int) -> np.ndarray:
+    """Return (steps, 3 * tasks) from outputs and labels, (steps, rows, tasks) each."""
+    steps, _, tasks = outputs.shape
+    table = np.full((steps, 3 * tasks), np.nan, dtype=np.float32)
+    looked_at = [s for s in range(MEASURED_BATCHES - 1, steps) if s % MEASURED_EVERY == 0 and s >= start]
+    window = torch.tensor(looked_at)[:, None] + torch.arange(1 - MEASURED_BATCHES, 1)  # (looks, batches)
+    for i, task in enumerate(kinds):
+        scores = outputs[:, :, i][window].flatten(1).double()
+        truth = labels[:, :, i][window].flatten(1).double()
+        binary = task.kind is TaskKind.BINARY
+        if binary:
+            table[looked_at, i] = aucs(scores.numpy(), truth.numpy())
+        predicted = scores.sigmoid() if binary else scores
+        table[looked_at, tasks + i] = (predicted.mean(1) / truth.mean(1)).numpy()
+        table[looked_at, 2 * tasks + i] = (predicted.std(1) / truth.std(1)).numpy()
+    return table[start:]
+
+
+def _probed(outputs: Sequence[Tensor], recorder: Recorder, start: int) -> np.ndarray:
+    """Return (steps, 2 * tasks): AUC where binary, relative loss; outputs are (rows, tasks), from step start on."""
+    days = groupby(range(start, STEPS), lambda step: step // STEPS_PER_DAY)
+    tables = []
+    for _, group in days:
+        steps = list(group)
+        labels = recorder.probe(steps[0]).labels
+        tables.append(_scores(torch.stack([outputs[step - start] for step in steps]), labels, recorder.tasks))
+    return np.concatenate(tables)
+
+
+def _scores(outputs: Tensor, labels: Tensor, kinds: Sequence[Task]) -> np.ndarray:
+    """Return (steps, 2 * tasks) as ``_probed``; outputs are (steps, rows, tasks), labels (rows, tasks)."""
+    steps, _, tasks = outputs.shape
+    constants = constant_losses(labels, kinds)
+    table = np.full((steps, 2 * tasks), np.nan, dtype=np.float32)
+    for i, task in enumerate(kinds):
+        truth = labels[:, i].expand(steps, -1)
+        if task.kind is TaskKind.BINARY:
+            table[:, i] = aucs(outputs[:, :, i].numpy(), truth.numpy())
+            each = nn.functional.binary_cross_entropy_with_logits(outputs[:, :, i], truth, reduction="none")
+        else:
+            each = (outputs[:, :, i] - truth).square()
+        table[:, tasks + i] = (each.double().mean(1) / constants[i]).numpy()
+    return table
+
+
+def aucs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the AUC of each row of scores and 0/1 labels, (runs, rows) each; NaN where a score is not finite.
+
+    Equal scores count half: a constant prediction has AUC 0.5.
+    """
+    order = scores.argsort(axis=1)
+    ordered = np.take_along_axis(scores, order, 1)
+    truth = np.take_along_axis(labels, order, 1)
+    count = scores.shape[1]
+    place = np.arange(count)
+    new = np.ones_like(ordered, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    ends = np.ones_like(new)
+    ends[:, :-1] = new[:, 1:]
+    last = np.minimum.accumulate(np.where(ends, place, count)[:, ::-1], axis=1)[:, ::-1]
+    ranks = (first + last) / 2
+    positives = truth.sum(1)
+    negatives = count - positives
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
+    return np.where(np.isfinite(scores).all(1), area, np.nan)
