@@ -1,0 +1,129 @@
+"""What is known of one step, in one tensor: put together without a wait, combined over ranks, read a step later."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from surefoot.monitor.window import ABSENT, constant_loss
+
+_FLAGS = {"loss": "loss", "grad": "l2_norm/grad"}  # by name of the flag, the kind that it tells of
+_OF_A_STEP = ("clip_factor", "clip_measure", "clippy")  # the last two: Clippy's measure; of a rule that is Clippy
+
+
+class Combine(IntEnum):
+    """What becomes of a value that each rank has its own of. What is absent on a rank has no say."""
+
+    MEAN = 0
+    MAX = 1
+    MIN = 2
+
+
+class Record:
+    """Named numbers of one step, on their devices."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, str]] = []  # the kind, such as "loss", and the task or layer
+        self._combine: list[Combine] = []
+        self._parts: list[Tensor] = []
+        self._ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    def add(self, kind: str, keys: Iterable[str], values: Tensor, combine: Combine) -> None:
+        """Put in the values of one kind, (keys,)."""
+        names = [(kind, key) for key in keys]
+        self.names += names
+        self._combine += [combine] * len(names)
+        self._parts.append(values.detach().float())
+
+    def add_found(self, kind: str, keys: Iterable[str], found: Mapping[str, Tensor], combine: Combine) -> None:
+        """Put in the 0-d values of one kind that were found; over several ranks the other keys too, as absent."""
+        keys = list(keys)
+        if len(found) == len(keys) > 0:
+            self.add(kind, keys, torch.stack([found[key] for key in keys]), combine)
+            return
+        if not found or not keys:
+            if self._ranks > 1:
+                self.add(kind, keys, torch.full((len(keys),), ABSENT), combine)
+            return
+        here = next(iter(found.values())).device
+        nothing = torch.full((), ABSENT, device=here)
+        values = [found[key].float().to(here, non_blocking=True) if key in found else nothing for key in keys]
+        self.add(kind, keys, torch.stack(values), combine)
+
+    def gathered(self) -> Tensor:
+        """Return all values in one tensor, (ranks, names) float32, the same on all ranks of the default group."""
+        devices = [part.device for part in self._parts]
+        here = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+        values = torch.cat([part.to(here, non_blocking=True) for part in self._parts])
+        if self._ranks == 1:
+            return values[None]
+        each = [torch.empty_like(values) for _ in range(self._ranks)]
+        dist.all_gather(each, values)
+        return torch.stack(each)
+
+    def start(self) -> "Reading":
+        """Send the values to the host."""
+        return Reading(self.names, self._combine, self.gathered())
+
+
+class Reading:
+    """Values on their way to the host."""
+
+    def __init__(self, names: list[tuple[str, str]], combine: list[Combine], values: Tensor) -> None:
+        self._names, self._combine, self._values = names, combine, values
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def get(self) -> list[tuple[tuple[str, str], float]]:
+        """Return them by kind and key, combined over ranks, after waiting for what is not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        values = self._values
+        combined = values[0] if len(values) == 1 else over_ranks(values.cpu(), torch.tensor(self._combine))
+        return [(name, value) for name, value in zip(self._names, combined.tolist(), strict=True) if value != ABSENT]
+
+
+def over_ranks(values: Tensor, combine: Tensor) -> Tensor:
+    """Return (names,) from (ranks, names); NaN where a rank has NaN, ABSENT where no rank has anything."""
+    present = values != ABSENT
+    mean = torch.where(present, values, 0.0).sum(0) / present.sum(0)
+    low = torch.where(present, values, math.inf).amin(0)
+    chosen = torch.where(combine == Combine.MEAN, mean, torch.where(combine == Combine.MAX, values.amax(0), low))
+    return torch.where(present.any(0), chosen, ABSENT)
+
+
+def interpreted(
+    found: Sequence[tuple[tuple[str, str], float]], binary: Mapping[str, bool]
+) -> dict[tuple[str, str], float]:
+    """Return the numbers that were read in the form in which they are told.
+
+    Clippy's measure becomes ratio and factor, a task's loss and labels the relative loss; flags are added.
+
+    Args:
+        found: by kind and key.
+        binary: of each task with labels, whether it is.
+    """
+    finite = {flag: all(math.isfinite(v) for (kind, _), v in found if kind == of) for flag, of in _FLAGS.items()}
+    values: dict[tuple[str, str], float] = {}
+    for (kind, key), value in found:
+        if kind not in _OF_A_STEP:
+            values[kind, key] = value
+        elif not finite["grad"]:
+            continue  # no step was taken, or one of NaN; the optimizer still tells of the one before
+        elif kind == "clip_factor":
+            values[kind, key] = value
+        else:
+            values["clip_ratio", key] = 1 / value if value else math.inf
+            if kind == "clippy":
+                values["clip_factor", key] = min(value, 1.0)
+    for task in [key for kind, key in values if kind == "label_count"]:
+        count, variance = values.pop(("label_count", task)), values.pop(("label_variance", task), math.nan)
+        constant = constant_loss(count, values["label_mean", task], variance, binary=binary[task])
+        values["relative_loss", task] = values["loss", task] / constant
+    return values | {("finite", flag): float(is_so) for flag, is_so in finite.items()}

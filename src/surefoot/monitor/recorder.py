@@ -1,0 +1,331 @@
+"""The monitor: one call a step says how each task and each layer is doing, and whether training is leaving the road."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from surefoot.data.schema import TaskKind
+from surefoot.models.layers import embedding_tables
+from surefoot.monitor import survey
+from surefoot.monitor.attribution import Attribution
+from surefoot.monitor.divergence import Alarm, Detector, Verdict
+from surefoot.monitor.record import Combine, Reading, Record, interpreted
+from surefoot.monitor.signals import Signals
+from surefoot.monitor.sinks import Sink, default_sinks
+from surefoot.monitor.watch import Watch
+from surefoot.monitor.window import ABSENT, Kinds, Window, clean, label_moments
+from surefoot.optim.groups import NamePattern, match_names, named_parameters
+from surefoot.rules import ALL, NoClip, Rule, checked
+
+_SIGNALS = {
+    "loss": "losses",
+    "relative_loss": "relative_losses",
+    "clip_ratio": "clip_ratios",
+    "l2_norm/grad": "grad_norms",
+    "auc": "aucs",
+    "calibration": "calibrations",
+    "spread": "spreads",
+}
+
+
+class Monitor:
+    r"""Watches a training loop from one call a step, without making the host wait for the device.
+
+    In every step: the loss of each task and, where labels are given, their mean and the relative loss, which is the
+    loss over that of the best constant prediction on the same rows; of each layer the gradient's norm, the optimizer's
+    clip factor and Clippy's ratio :math:`\max_i \eta |r_i| / (\lambda_{rel} |w_i| + \lambda_{abs})`, above 1 where it
+    would clip; whether all is finite. Every ``every`` steps: the norms of gradient, update and weight of each layer and
+    embedding table, the share of dead units, the update-to-weight ratio, and the factor that each rule *would* have
+    given, by unit the mean and the least. Every ``refresh`` steps: AUC, normalised entropy, calibration and spread of
+    the predictions over the last ``rows`` rows.
+
+    Values are read, written to the sinks and shown to the detector one step late. A layer is a named parameter that an
+    optimizer holds, embedding tables apart, which are told by their module's class. Under ``torch.distributed`` all
+    ranks see the same values, hence take the same decisions: losses and scores are means over ranks, norms and ratios
+    the largest; only rank 0 writes.
+
+    Clippy's ratio is measured by the optimizer where its rule is Clippy, with that rule's thresholds; otherwise with
+    the defaults on the unclipped step. That step is known from the state of ``surefoot.Adagrad`` and
+    ``torch.optim.Adagrad``; for any other optimizer it is what the weights did, which takes a copy of the layers.
+
+    Args:
+        model: gives the parameters their names.
+        optimizers: one or several: surefoot's, torch's, with or without ``clip_updates``.
+        kinds: ``"binary"`` or ``"regression"`` for each task whose labels are given. Outputs of a binary task are
+            logits, its loss is the mean log-loss in nats; a regression task's is the mean squared error.
+        folder: for ``metrics.parquet`` and the files of TensorBoard; None writes nothing.
+        every: steps from one full survey to the next; step 0 has one.
+        refresh: steps from one score of the window to the next.
+        rows: how many rows the window holds.
+        detector: sees each step; None makes one with the defaults.
+        what_if: the rules to ask; None is one of each.
+        layers: name patterns of the parameters to look at; None is all that the optimizers hold.
+        sinks: functions of a step's number and its values by name; None is those of the folder.
+        attribute: from a batch to an ``Attribution``; called on the batch of an alarm's step, if ``step`` was given it.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if an interval is below 1, a kind is unknown, or a pattern matches no parameter.
+
+    >>> import torch, surefoot
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = surefoot.ClippyAdagrad(model.parameters(), lr=0.1)
+    >>> monitor = Monitor(model, optimizer, kinds={"click": "binary"})
+    >>> x, y = torch.ones(8, 4), torch.tensor([0.0, 1.0] * 4)
+    >>> for _ in range(3):
+    ...     logits = model(x).squeeze(1)
+    ...     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     alarm = monitor.step({"click": loss}, outputs={"click": logits}, labels={"click": y})
+    ...     assert alarm is None
+    >>> sorted(monitor.values)[:3]
+    ['clip_factor/bias', 'clip_factor/weight', 'clip_ratio/bias']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        kinds: Mapping[str, TaskKind | str] | None = None,
+        folder: Path | str | None = None,
+        every: int = 50,
+        refresh: int = 8,
+        rows: int = 8192,
+        detector: Detector | None = None,
+        what_if: Sequence[Rule] | None = None,
+        layers: Sequence[NamePattern] | None = None,
+        sinks: Sequence[Sink] | None = None,
+        attribute: Callable[[Any], Attribution] | None = None,
+    ) -> None:
+        several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        _check(model, several, every=every, refresh=refresh, rows=rows)
+        self.every, self.refresh = every, refresh
+        self.kinds = {task: TaskKind(kind) for task, kind in (kinds or {}).items()}
+        self._binary = {task: kind is TaskKind.BINARY for task, kind in self.kinds.items()}
+        self.detector = Detector() if detector is None else detector
+        self.rules = tuple(kind() for kind in ALL if kind is not NoClip) if what_if is None else tuple(what_if)
+        for rule in self.rules:
+            checked(rule, "what_if")
+        self._layers, self._tables = _split(model, several, layers)
+        self._watches = [self._watch(optimizer) for optimizer in several]
+        self._window = Window(rows)
+        self._last_kinds: Kinds | None = None
+        self._sinks = _sinks(sinks, folder, every)
+        self._attribute = attribute
+        self._step = 0
+        self._pending: tuple[int, Reading, Any] | None = None
+        self._last: tuple[int, Signals] | None = None
+        self._values: dict[str, float] = {}
+        self.attribution: Attribution | None = None
+
+    def _watch(self, optimizer: Optimizer) -> Watch:
+        held = {param for group in optimizer.param_groups for param in group["params"]}
+        layers = {name: p for name, p in self._layers.items() if p in held}
+        tables = {name: p for name, p in self._tables.items() if p in held}
+        return Watch(optimizer, layers, tables, lambda: self._step % self.every == 0)
+
+    @torch.no_grad()
+    def step(
+        self,
+        losses: Mapping[str, Tensor],
+        *,
+        outputs: Mapping[str, Tensor] | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+        batch: object = None,
+    ) -> Alarm | None:
+        """Take in a step, after all optimizers have stepped and before gradients are zeroed.
+
+        Args:
+            losses: a 0-d tensor for each task.
+            outputs: (rows,) or (rows, 1) for each task to score: logits if it is binary.
+            labels: the same of the labels, NaN where there is none. Alone they give relative losses; a task that is in
+                both is scored.
+            batch: what ``attribute`` takes.
+
+        Returns:
+            What the detector said of the step before.
+
+        Raises:
+            ValueError: if a task with labels has no kind, or outputs and labels differ in their number of rows.
+        """
+        record = Record()
+        tasks = list(losses)
+        each = torch.stack([losses[task].detach().float().reshape(()) for task in tasks])
+        each = torch.where(each == ABSENT, math.nan, each)
+        record.add("loss", tasks, each, Combine.MEAN)
+        if labels:
+            self._add_scores(record, tasks, outputs, labels)
+        self._add_layers(record)
+        if self._step % self.every == 0:
+            self._add_survey(record)
+        for watch in self._watches:
+            watch.forget()
+        alarm = self._read()
+        self._pending = self._step, record.start(), batch
+        self._step += 1
+        return alarm
+
+    def close(self) -> Verdict:
+        """Read the last step, end the detector and the sinks; return the verdict on the run. Harmless when repeated."""
+        self._read()
+        for watch in self._watches:
+            watch.remove()
+        for sink in self._sinks:
+            if hasattr(sink, "close"):
+                sink.close()  # pyright: ignore[reportFunctionMemberAccess]
+        return self.detector.finish(self._step)
+
+    @property
+    def signals(self) -> Signals | None:
+        """What the detector saw last."""
+        return self._last[1] if self._last else None
+
+    @property
+    def signals_step(self) -> int | None:
+        """The step that it saw it of."""
+        return self._last[0] if self._last else None
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """All values of that step, by the names that sinks see."""
+        return self._values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the step to come and the detector's state, all plain."""
+        return {"step": self._step, "detector": self.detector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. What has not been read yet and the window are forgotten."""
+        self._step = int(state["step"])
+        self.detector.load_state_dict(state["detector"])
+        self._pending, self._window = None, Window(self._window.rows)
+
+    # What a record holds
+
+    def _add_scores(
+        self, record: Record, tasks: list[str], outputs: Mapping[str, Tensor] | None, labels: Mapping[str, Tensor]
+    ) -> None:
+        seen = labels if outputs is None else outputs
+        tasks = [task for task in tasks if task in seen and task in labels]
+        if not tasks:
+            return
+        columns = [[some[task].detach().reshape(-1) for task in tasks] for some in (seen, labels)]
+        rows = {len(column) for each in columns for column in each}
+        if len(rows) > 1:
+            raise ValueError(
+                f"outputs and labels have {sorted(rows)} rows; expected the same, labels NaN where unknown"
+            )
+        cleaned = clean(torch.stack(columns[0]), torch.stack([x.float() for x in columns[1]]))
+        kinds = self._kinds(tasks, cleaned.device)
+        for kind, values in label_moments(cleaned, kinds).items():
+            record.add(kind, tasks, values, Combine.MEAN)
+        if outputs is None:
+            return
+        self._window.add(cleaned)
+        if self._step % self.refresh == 0:
+            for name, scores in self._window.scores(kinds).items():
+                record.add(name, tasks, scores, Combine.MEAN)
+
+    def _add_layers(self, record: Record) -> None:
+        norms: dict[str, Tensor] = {}
+        sigmas: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
+        for watch in self._watches:
+            norms |= watch.norms()
+            clippys, seen = watch.measures()
+            own, others = own | clippys, others | seen
+            sigmas |= {name: sigma for name, sigma in watch.factors().items() if name not in clippys} if seen else {}
+        record.add_found("l2_norm/grad", self._layers, norms, Combine.MAX)
+        record.add_found("clippy", self._layers, own, Combine.MIN)
+        record.add_found("clip_factor", self._layers, sigmas, Combine.MIN)
+        record.add_found("clip_measure", self._layers, others, Combine.MIN)
+
+    def _add_survey(self, record: Record) -> None:
+        looks = {name: look for watch in self._watches for name, look in watch.looks().items()}
+        for kind, values in survey.full(looks, self.rules, tables=self._tables).items():
+            if kind == "l2_norm/grad":  # layers have theirs in every step
+                record.add_found(kind, self._tables, values, Combine.MAX)
+            else:
+                record.add_found(kind, [*self._layers, *self._tables], values, Combine.MAX)
+
+    def _read(self) -> Alarm | None:
+        """Read the step that is pending; write it, show it to the detector, return what that says."""
+        if self._pending is None:
+            return None
+        (step, reading, batch), self._pending = self._pending, None
+        values = interpreted(reading.get(), self._binary)
+        self._values = {f"{kind}/{key}": value for (kind, key), value in values.items()}
+        by_kind: dict[str, dict[str, float]] = {kind: {} for kind in _SIGNALS}
+        for (kind, key), value in values.items():
+            if kind in by_kind:
+                by_kind[kind][key] = value
+        signals = Signals(**{_SIGNALS[kind]: of_kind for kind, of_kind in by_kind.items()})
+        self._last = step, signals
+        alarm = self.detector.update(step, signals)
+        for sink in self._sinks:
+            sink(step, self._values)
+        if alarm is not None and batch is not None and self._attribute is not None:
+            self.attribution = self._attribute(batch)
+        return alarm
+
+    def _kinds(self, tasks: list[str], device: torch.device) -> Kinds:
+        """Return the kinds of the tasks, kept from step to step."""
+        for task in tasks:
+            if task not in self._binary:
+                raise ValueError(
+                    f"labels has {task!r}, whose kind is not known; expected kinds={{{task!r}: 'binary'}}, say"
+                )
+        binary = tuple(self._binary[task] for task in tasks)
+        if self._last_kinds is None or (self._last_kinds.binary, self._last_kinds.mask.device) != (binary, device):
+            self._last_kinds = Kinds(binary, torch.tensor(binary, device=device))
+        return self._last_kinds
+
+
+def _check(model: object, optimizers: Sequence[object], **intervals: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}; expected a torch.nn.Module")
+    if not optimizers:
+        raise ValueError("optimizers is empty; expected at least one")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizers has {optimizer!r}; expected a torch.optim.Optimizer")
+    for name, value in intervals.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number, 1 or above")
+
+
+def _split(
+    model: nn.Module, optimizers: Sequence[Optimizer], patterns: Sequence[NamePattern] | None
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return the parameters to look at by name, those of embedding tables apart."""
+    named, tables = named_parameters(model), embedding_tables(model)
+    matched = match_names("layers", patterns, named) if patterns is not None else [(0,)] * len(named)
+    held = {param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
+    chosen = [each for each, found in zip(named, matched, strict=True) if found and each.param in held]
+    for param, names in chosen:
+        if hasattr(param, "to_local"):
+            raise TypeError(
+                f"model has {names[0]!r}, a {type(param).__name__}; expected parameters that are not sharded"
+            )
+    if not chosen:
+        raise ValueError("optimizers hold no parameter of the model that is to be looked at; expected at least one")
+    layers = {names[0]: param for param, names in chosen if param not in tables}
+    return layers, {names[0]: param for param, names in chosen if param in tables}
+
+
+def _sinks(sinks: Sequence[Sink] | None, folder: Path | str | None, every: int) -> list[Sink]:
+    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        return []
+    if sinks is not None:
+        return list(sinks)
+    return [] if folder is None else default_sinks(Path(folder), every=every)
