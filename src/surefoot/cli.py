@@ -1,5 +1,6 @@
 """The command line."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.table import Table
 from surefoot.errors import InputError
 
 if TYPE_CHECKING:
+    from surefoot.study.replay_tables import Table as ReplayTable
     from surefoot.study.results import Study
 
 app = typer.Typer(
@@ -72,8 +74,7 @@ def train(
     from surefoot.study.trial import load_log, run_trial, total_steps
 
     run = load(RunConfig, config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not empty; expected a new or an empty folder")
+    _refuse_full(out)
     log = load_log(run.data)
     if log.notice:
         _out.print(log.notice, style="dim", highlight=False)
@@ -91,6 +92,30 @@ def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) ->
     from surefoot.report.page import write_report
 
     _out.print(f"Report: {write_report(folder)}", soft_wrap=True)
+
+
+@app.command()
+def replay(
+    capsule: Annotated[Path, typer.Argument(help="A capsule's folder, written by a run when it raised an alarm.")],
+    rule: Annotated[str | None, typer.Option(help="Run the same batches under this rule too: does it survive?")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="With --rule: go on to so many steps after the event.")] = 64,
+    bisect_batch: Annotated[bool, typer.Option("--bisect-batch", help="Find the rows that made the event.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder for replay.json, with all numbers.")] = None,
+) -> None:
+    """Run the last steps before an alarm again, bit for bit; say what every rule would have done."""
+    from surefoot.study import replay_tables as tables
+    from surefoot.study.replay import examine
+
+    if out is not None:
+        _refuse_full(out)
+    with _interruptible("nothing was written"), _out.status("replaying"):
+        found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch)
+    for part in tables.page(found):
+        _out.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True, highlight=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "replay.json").write_text(json.dumps(tables.document(found), allow_nan=False))
+        _out.print(f"Numbers: {out / 'replay.json'}", soft_wrap=True)
 
 
 def _progress() -> Progress:
@@ -148,6 +173,20 @@ def _print_result(result: dict[str, Any]) -> None:
     _out.print(table)
     where = f", from step {result['onset']}: {result['reason']}" if result["onset"] is not None else ""
     _out.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
+
+
+def _as_rich(table: "ReplayTable") -> Table:
+    shown = _table(table.title, *table.heads)
+    for rows in table.sections:
+        for row in rows:
+            shown.add_row(*row)
+        shown.add_section()
+    return shown
+
+
+def _refuse_full(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not empty; expected a new or an empty folder")
 
 
 @contextmanager
