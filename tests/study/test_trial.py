@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from surefoot.errors import InputError
-from surefoot.study.config import RunConfig, load
+from surefoot.monitor import journal
+from surefoot.study.config import RecoveryConfig, RunConfig, load
 from surefoot.study.trial import read_result, run_trial, total_steps
 
 TINY = RunConfig.model_validate(
@@ -69,3 +70,60 @@ def test_a_missing_device(tmp_path: Path):
     config = TINY.model_copy(update={"training": TINY.training.model_copy(update={"device": "cuda"})})
     with pytest.raises(InputError, match="training.device is 'cuda' and no CUDA device is found"):
         run_trial(config, tmp_path / "run")
+
+
+LONGER = RunConfig.model_validate(
+    {
+        "rate": 0.1,
+        "data": {"days": 40, "rows_per_day": 128},
+        "model": {"hidden": [8]},
+        "training": {"batch_size": 64},
+        "rule": {"name": "naive"},
+        "recovery": {"every": 20},
+    }
+)
+
+
+def test_a_run_that_can_recover_keeps_checkpoints_and_is_watched(tmp_path: Path):
+    result = run_trial(LONGER, tmp_path / "run")
+    assert result["verdict"] == "healthy"
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"step-000000000.healthy.pt", "step-000000020.healthy.pt", "step-000000040.healthy.pt"} | {
+        "step-000000060.pt"
+    }
+    assert pl.read_parquet(tmp_path / "run" / "metrics.parquet")["step"].to_list() == list(range(78))
+    assert (tmp_path / "run" / "monitor" / "metrics.parquet").exists()
+
+
+def test_looking_after_a_run_changes_none_of_its_numbers(tmp_path: Path):
+    plain = run_trial(LONGER.model_copy(update={"recovery": None}), tmp_path / "plain")
+    cared = run_trial(LONGER, tmp_path / "cared")
+    assert {key: value for key, value in plain.items() if "/" in key} == {
+        key: value for key, value in cared.items() if "/" in key
+    }
+    metrics = [pl.read_parquet(tmp_path / name / "metrics.parquet") for name in ("plain", "cared")]
+    assert metrics[0].equals(metrics[1])
+
+
+def test_a_run_beyond_help_climbs_the_ladder_stops_and_keeps_its_backups(tmp_path: Path):
+    recovery = RecoveryConfig(look=0, hold=1, patience=3)
+    config = LONGER.model_copy(update={"rate": 1e6, "recovery": recovery})
+    result = run_trial(config, tmp_path / "run")
+    assert result["verdict"] == "full"
+    assert result["steps"] < total_steps(config)
+    events = journal.read(tmp_path / "run" / "events.jsonl")
+    told = [event["event"] for event in events]
+    assert told.count("rolled_back") == 3
+    assert [event["rate_factor"] for event in events if event["event"] == "rolled_back"] == [0.5, 0.25, 0.125]
+    assert told.index("alarm") < told.index("rolled_back") < told.index("stopped") < told.index("finished")
+    assert events[told.index("stopped")]["checkpoints"] == ["step-000000000.healthy.pt"]
+    assert (tmp_path / "run" / "checkpoints" / "step-000000000.healthy.pt").exists()
+    assert list((tmp_path / "run" / "capsules").iterdir())
+
+
+def test_a_journal_without_its_last_line_is_of_an_unfinished_run(tmp_path: Path):
+    run_trial(LONGER, tmp_path / "run")
+    path = tmp_path / "run" / "events.jsonl"
+    for cut in (path.read_text()[:-5], '{"event": "alarm", "step": 3}\n', ""):
+        path.write_text(cut)
+        assert read_result(tmp_path / "run") is None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from surefoot import rules
 from surefoot.errors import InputError
+from surefoot.monitor.ladder import Ladder, RollBack, Slow
 
 RULES: dict[str, type[rules.Rule]] = dict(
     zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
@@ -83,6 +84,56 @@ class RuleConfig(BaseModel, frozen=True, extra="allow"):
         return RULES[self.name](**(self.model_extra or {}))
 
 
+class MonitorConfig(_Section, frozen=True):
+    """What is watched, written down and kept to be replayed."""
+
+    every: int = Field(default=50, ge=1)  # steps between two full surveys of the layers
+    rows: int = Field(default=8192, ge=1)  # of the window over which AUC and calibration are taken
+    capsules: bool = True  # on an alarm, write the last steps so that they can be replayed
+    capsule_steps: int = Field(default=128, ge=1)  # how many of them at least
+    capsule_mib: int = Field(default=512, ge=1)  # of memory for them, and of disk for all capsules
+
+
+class RecoveryConfig(_Section, frozen=True):
+    """The rungs of the ladder; the run is watched by a monitor then."""
+
+    every: int = Field(default=100, ge=1)  # steps between two checkpoints
+    keep: int = Field(default=3, ge=1)  # healthy checkpoints
+    skip: bool = Ladder.skip
+    slow: bool = True
+    slow_factor: float = Field(default=Slow.factor, gt=0, lt=1)
+    slow_steps: int = Field(default=Slow.steps, ge=1)
+    roll_back: bool = True
+    roll_back_factor: float = Field(default=RollBack.factor, gt=0, lt=1)
+    roll_back_steps: int = Field(default=RollBack.steps, ge=1)
+    roll_backs: int = Field(default=RollBack.at_most, ge=1)  # in a row
+    look: int = Field(default=RollBack.look, ge=0)
+    hold: int = Field(default=RollBack.hold, ge=0)
+    longest_hold: int = Field(default=RollBack.longest_hold, ge=1)
+    stop: bool = Ladder.stop
+    patience: int = Field(default=Ladder.patience, ge=1)
+    confirm: int = Field(default=Ladder.confirm, ge=1)
+
+    def ladder(self) -> Ladder:
+        """Return the ladder."""
+        roll_back = RollBack(
+            factor=self.roll_back_factor,
+            steps=self.roll_back_steps,
+            look=self.look,
+            hold=self.hold,
+            longest_hold=self.longest_hold,
+            at_most=self.roll_backs,
+        )
+        return Ladder(
+            skip=self.skip,
+            slow=Slow(self.slow_factor, self.slow_steps) if self.slow else None,
+            roll_back=roll_back if self.roll_back else None,
+            stop=self.stop,
+            patience=self.patience,
+            confirm=self.confirm,
+        )
+
+
 class RunConfig(_Section, frozen=True):
     """One training."""
 
@@ -94,6 +145,8 @@ class RunConfig(_Section, frozen=True):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     rule: RuleConfig = Field(default_factory=RuleConfig)
+    monitor: MonitorConfig | None = None  # a study judges a rule by itself, with neither of these
+    recovery: RecoveryConfig | None = None
 
 
 class MethodConfig(_Section, frozen=True):

@@ -2,14 +2,15 @@
 
 A run folder holds ``config.toml``, the complete configuration; ``metrics.parquet``, a row for each step;
 ``days.parquet``, the scores of every day; and ``events.jsonl``, the journal, whose last line, ``"finished"``, is the
-result. A folder without that line was interrupted.
+result. A folder without that line was interrupted. A watched run also has ``monitor/``, ``capsules/`` and, if it
+can recover, ``checkpoints/``; its journal is written as things happen.
 """
 
-import json
 import math
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import polars as pl
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from surefoot.data import synthetic
 from surefoot.data.schema import Log, Schema
@@ -25,10 +28,17 @@ from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
 from surefoot.models.ranker import LinearRanker, Ranker, split_parameters
+from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Detector, Event
+from surefoot.monitor.journal import Journal
+from surefoot.monitor.journal import read as read_journal
+from surefoot.monitor.recorder import Monitor
+from surefoot.monitor.recovery import Recovery
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.study.config import DataConfig, ModelConfig, RunConfig, dump
+from surefoot.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig, dump
+from surefoot.training.care import Care, described
 from surefoot.training.loop import Run, train, warm_up
 
 
@@ -70,20 +80,34 @@ def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
     )
 
 
-def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
-    """Train as configured, write the run folder, return the result, which is the journal's last line.
+@dataclass(frozen=True)
+class Parts:
+    """What a configured run trains with."""
+
+    model: nn.Module
+    dense: Adagrad
+    embedding: Optimizer
+    scheduler: LRScheduler
+    window: MovingWindow
+    layers: dict[str, nn.Parameter]  # those of the dense optimizer
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Both, the dense one first."""
+        return [self.dense, self.embedding]
+
+
+def assemble(config: RunConfig, log: Log) -> Parts:
+    """Return the parts of a run before its first step, its weights drawn from its seed.
 
     Raises:
-        InputError: if the log, the device or the number of days cannot be used.
+        InputError: if the device is not there.
     """
-    torch.set_num_threads(config.training.threads)
+    training, device = config.training, _device(config.training.device)
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless told either way
-    log = load_log(config.data)
-    device = _device(config.training.device)
     torch.manual_seed(config.seed)
     model = build_model(config.model, log.schema).to(device)
     parameters = split_parameters(model)
-    training = config.training
     dense = Adagrad(
         parameters.dense.values(),
         config.rate,
@@ -96,26 +120,89 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
         training.embedding_rate,
         initial_accumulator_value=training.embedding_initial_accumulator_value,
     )
+    if config.recovery is not None and config.recovery.skip:
+        guard(dense, embedding)
     window = MovingWindow(log, training.batch_size, training.window_days, training.steps_per_day, config.seed)
-    detector = Detector()
+    return Parts(model, dense, embedding, warm_up(dense, config.warmup_steps), window, parameters.dense)
+
+
+def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+    """Train as configured, write the run folder, return the result, which is the journal's last line.
+
+    Raises:
+        InputError: if the log, the device or the number of days cannot be used.
+    """
+    torch.set_num_threads(config.training.threads)
+    log = load_log(config.data)
+    parts = assemble(config, log)
+    care = make_care(config, parts, folder)
+    detector = Detector() if care is None else care.monitor.detector
     last = len(log.days) - 1
     started = time.perf_counter()
     run = train(
-        model,
-        window,
-        [dense, embedding],
+        parts.model,
+        parts.window,
+        parts.optimizers,
         days=last if config.until == "final" else last - 1,
         detector=detector,
-        layers=parameters.dense,
-        schedulers=[warm_up(dense, config.warmup_steps)],
+        layers=parts.layers,
+        schedulers=[parts.scheduler],
         curve_day=last if config.until == "final" else None,
         on_step=on_step,
+        care=care,
     )
-    result = _result(run, detector.events, seconds=time.perf_counter() - started)
-    _write(folder, config, run, detector.events, result)
+    events = detector.events if care is None else care.events
+    result = _result(run, events, seconds=time.perf_counter() - started)
+    _write(folder, config, run)
+    if care is None:
+        _write_journal(folder / "events.jsonl", events, result)
+    else:
+        care.journal.write("finished", **result)
     finished = read_result(folder)
     assert finished is not None
     return finished
+
+
+def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
+    """Return what looks after the run, None if the configuration asks for nothing; its files are in the folder."""
+    if config.monitor is None and config.recovery is None:
+        return None
+    settings, tasks = config.monitor or MonitorConfig(), parts.window.log.schema.tasks
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(dump(config))
+    monitor = Monitor(
+        parts.model,
+        parts.optimizers,
+        kinds={task.name: task.kind for task in tasks if task.judged},
+        folder=folder / "monitor",
+        every=settings.every,
+        rows=settings.rows,
+    )
+    limit = settings.capsule_mib << 20
+    ring = None
+    if settings.capsules:
+        ring = Ring(
+            parts.model,
+            parts.optimizers,
+            others=[parts.scheduler],
+            steps=settings.capsule_steps,
+            max_bytes=limit,
+            max_disk_bytes=limit,
+        )
+    care = Care(monitor, Journal(folder / "events.jsonl"), ring=ring, capsules=folder / "capsules", config=dump(config))
+    if config.recovery is not None:
+        care.recovery = Recovery(
+            parts.model,
+            parts.optimizers,
+            folder,
+            ladder=config.recovery.ladder(),
+            monitor=monitor,
+            schedulers=[parts.scheduler],
+            every=config.recovery.every,
+            keep=config.recovery.keep,
+            on_roll_back=ring.clear if ring is not None else lambda: None,
+        )
+    return care
 
 
 def total_steps(config: RunConfig) -> int:
@@ -131,7 +218,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     journal = folder / "events.jsonl"
     if not journal.exists():
         return None
-    last = json.loads(journal.read_text().splitlines()[-1])
+    *_, last = [{}, *read_journal(journal)]
+    if last.get("event") != "finished":
+        return None
     return {key: math.nan if value is None and "/" in key else value for key, value in last.items() if key != "event"}
 
 
@@ -161,30 +250,20 @@ def _result(run: Run, events: list[Event], seconds: float) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, config: RunConfig, run: Run, events: list[Event], result: dict[str, Any]) -> None:
-    """Write the folder; the journal last, by a rename, so that its presence means that all else is whole."""
+def _write(folder: Path, config: RunConfig, run: Run) -> None:
+    """Write all of the folder but the journal."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(dump(config))
     pl.DataFrame(run.steps).write_parquet(folder / "metrics.parquet")
     days = [{"scored": kind} | row for kind, rows in (("next_day", run.next_day), ("curve", run.curve)) for row in rows]
     pl.DataFrame(days, infer_schema_length=None).write_parquet(folder / "days.parquet")
-    lines = [
-        {
-            "event": "divergence",
-            "task": e.task,
-            "step": e.onset,
-            "end": e.end,
-            "verdict": e.verdict.value,
-            "reason": e.reason,
-        }
-        for e in events
-    ]
-    lines.append({"event": "finished", **{key: _plain(value) for key, value in result.items()}})
-    draft = folder / "events.jsonl.draft"
-    draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-    draft.rename(folder / "events.jsonl")
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold; a number that is not finite becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _write_journal(path: Path, events: list[Event], result: dict[str, Any]) -> None:
+    """Write the journal last, by a rename, so that its presence means that all else is whole."""
+    draft = Journal(path.with_suffix(".jsonl.draft"))
+    draft.path.unlink(missing_ok=True)
+    for event in events:
+        draft.write("divergence", **described(event))
+    draft.write("finished", **result)
+    draft.path.rename(path)

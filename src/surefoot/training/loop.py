@@ -1,6 +1,6 @@
 """One sequential run: day after day, old to new, each day scored before anything is trained on it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,11 +9,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from surefoot.data.schema import Batch, Task, TaskKind
-from surefoot.data.windows import MovingWindow
+from surefoot.data.windows import MovingWindow, Stream
 from surefoot.metrics import evaluate
 from surefoot.models.ranker import task_losses
 from surefoot.monitor.divergence import Detector, Verdict
+from surefoot.monitor.ladder import Action
 from surefoot.optim.adagrad import Adagrad
+from surefoot.training.care import Care, Seen
 
 _EVALUATION_ROWS = 8192
 
@@ -53,6 +55,7 @@ def train(
     schedulers: Iterable[LRScheduler] = (),
     curve_day: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
+    care: Care | None = None,
 ) -> Run:
     """Train on the log's first ``days`` day partitions, in order; score each before it enters, and the next one last.
 
@@ -68,6 +71,7 @@ def train(
         schedulers: stepped once a step.
         curve_day: a partition to score after every day, for a figure; nothing may be chosen by it.
         on_step: called after each step with its number, for a progress bar.
+        care: a monitor, and what acts on its alarms; its detector judges the run then, not ``detector``.
 
     Raises:
         ValueError: if there are not more than ``days`` partitions, or ``days`` is below 1.
@@ -78,30 +82,34 @@ def train(
     tasks = window.log.schema.tasks
     judged = [task.name for task in tasks if task.judged]
     recorder = _Recorder(tasks, list(layers))
-    for day in range(days):
-        if day:
-            run.next_day.append(_score_day(model, window, day))
-        for batch in window.batches(day):
-            losses, relative = _take_step(model, batch, optimizers, tasks)
-            factors = _mean_factors(optimizers[0], layers.values())
-            rate = float(optimizers[0].param_groups[0]["lr"])
-            for scheduler in schedulers:
-                scheduler.step()
-            previous = recorder.exchange(step, day, rate, torch.cat([losses, relative, factors]))
-            on_step(step)
-            step += 1
-            if previous and _diverged(detector, previous, judged):
-                run.stopped_early = True
-                break
-        if curve_day is not None:
-            run.curve.append(_score_day(model, window, curve_day) | {"after": window.log.days[day]})
+    stream = window.stream(days)
+    for day, batch in _day_by_day(model, stream, run, curve_day):
+        if care is not None:
+            care.before(step, day, stream)
+        seen = take_step(model, batch, optimizers, tasks)
+        factors = _mean_factors(optimizers[0], layers.values())
+        rate = float(optimizers[0].param_groups[0]["lr"])
+        for scheduler in schedulers:
+            scheduler.step()
+        previous = recorder.exchange(step, day, rate, torch.cat([seen.losses, seen.relative_losses, factors]))
+        if care is not None:
+            run.stopped_early = care.after(step, tasks, batch, seen) is Action.STOP
+        elif previous is not None:
+            run.stopped_early = _diverged(detector, previous, judged)
+        on_step(step)
+        step += 1
         if run.stopped_early:
             break
     last = recorder.flush()
-    if last and not run.stopped_early:
-        _diverged(detector, last, judged)
-    run.verdict = detector.finish(step)
+    if care is not None:
+        run.verdict = care.finish(run.stopped_early)
+    else:
+        if last and not run.stopped_early:
+            _diverged(detector, last, judged)
+        run.verdict = detector.finish(step)
     run.steps = recorder.rows
+    if run.stopped_early:
+        _end_day(model, window, run, int(run.steps[-1]["day"]), curve_day)
     run.next_day.append(_score_day(model, window, days))
     return run
 
@@ -111,19 +119,41 @@ def warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
 
 
-def _take_step(
-    model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]
-) -> tuple[Tensor, Tensor]:
-    """Return the losses and the relative losses of the batch, each (tasks,), before the step."""
+def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]) -> Seen:
+    """Take one step; return what the model showed before it, on its device."""
     batch = batch.to(next(model.parameters()).device)
-    losses = task_losses(model(batch.categorical, batch.dense), batch.labels, tasks)
+    outputs = model(batch.categorical, batch.dense)
+    losses = task_losses(outputs, batch.labels, tasks)
     weights = torch.tensor([task.weight for task in tasks], device=losses.device)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     (losses @ weights).backward()
     for optimizer in optimizers:
         optimizer.step()
-    return losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks)
+    return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))
+
+
+def _take_step(
+    model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]
+) -> tuple[Tensor, Tensor]:
+    return take_step(model, batch, optimizers, tasks)[1:]
+
+
+def _day_by_day(model: nn.Module, stream: Stream, run: Run, curve_day: int | None) -> Iterator[tuple[int, Batch]]:
+    """Yield the batches and their days; score every day but the first before it enters, the curve's after each."""
+    today = 0
+    for day, batch in stream:
+        if day != today:
+            _end_day(model, stream.window, run, today, curve_day)
+            run.next_day.append(_score_day(model, stream.window, day))
+            today = day
+        yield day, batch
+    _end_day(model, stream.window, run, today, curve_day)
+
+
+def _end_day(model: nn.Module, window: MovingWindow, run: Run, day: int, curve_day: int | None) -> None:
+    if curve_day is not None:
+        run.curve.append(_score_day(model, window, curve_day) | {"after": window.log.days[day]})
 
 
 def _constant_losses(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:

@@ -1,0 +1,45 @@
+"""A plain loop that survives: some batches have wrong labels, the run rolls back, waits, and goes on by itself."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from surefoot.monitor import journal
+from surefoot.monitor.ladder import Action
+from surefoot.monitor.recorder import Monitor
+from surefoot.monitor.recovery import Recovery
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+    truth = torch.randn(16)
+    folder = Path(tempfile.mkdtemp())
+
+    monitor = Monitor(model, optimizer, kinds={"click": "binary"}, rows=2048, refresh=4)
+    recovery = Recovery(model, optimizer, folder, monitor=monitor, every=20)
+
+    for step in range(300):
+        x = torch.randn(256, 16)
+        clicks = (x @ truth + torch.randn(256) > 0).float()
+        if 200 <= step < 220:
+            clicks = 1 - clicks  # a broken pipeline, for twenty batches
+        logits = model(x).squeeze(1)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        alarm = monitor.step({"click": loss}, outputs={"click": logits}, labels={"click": clicks})
+        if recovery.step(alarm) is Action.STOP:
+            raise SystemExit(3)
+        if step % 50 == 49:
+            print(f"step {step}: loss {loss.item():.3f}")
+
+    for event in journal.read(folder / "events.jsonl"):
+        print({key: value for key, value in event.items() if value is not None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,374 @@
+"""What a run does about an alarm: the ladder, climbed for any PyTorch loop and written into its journal."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from surefoot import checks
+from surefoot.errors import InputError
+from surefoot.monitor.checkpoint import Checkpoints, Tag, collect_state, restore_state
+from surefoot.monitor.journal import Journal
+from surefoot.monitor.ladder import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
+from surefoot.monitor.skips import SkipRung, on_any_rank
+from surefoot.monitor.snapshot import Stateful, host_copy
+from surefoot.monitor.throttle import Throttle, as_list
+
+_CALM = 3  # batches in a row, without a sign of trouble, that end a look
+
+
+class Recovery:
+    """Brings a run back from a divergence by itself.
+
+    Call ``step`` once after the optimizers' steps, with the detector's alarm if there is one. The rungs, each of which
+    the ladder can leave out:
+
+    1. A step whose gradients are not finite is skipped, by selection, by all optimizers together.
+    2. On an early signal the steps become smaller for a while, by a factor that no scheduler sees or overwrites.
+    3. On any other signal the model only looks at batches for a while, without a step. If trouble goes on, weights,
+       optimizers, schedulers, detector and random generators go back to the newest checkpoint that is known to be
+       healthy and older than the onset; the batches since are not taken again. It looks again: an alarm then means
+       that it is the data that are bad, and it waits for them to pass. It goes on at half the rate, which returns
+       gently.
+    4. ``Action.STOP``: leave the loop with exit code 3. Every checkpoint is still there.
+
+    The loader stays where it is: that is where it would be if it had gone back too and then been advanced past the
+    batches between. With ``state_dict`` it is saved with the rest, and ``resume`` continues at the very batch; without,
+    the batches go on where they are. What happens is written to ``events.jsonl`` in the folder, at once and in order.
+    Every rank of a distributed run has its own folder; the ranks roll back to a checkpoint that all of them have.
+
+    Make it when everything else is there: the state at that moment is the first checkpoint, tagged healthy.
+
+    Args:
+        model: its state is saved and restored.
+        optimizers: the optimizer, or all of them, surefoot's or torch's.
+        folder: the run's: ``checkpoints/`` and ``events.jsonl`` are in it.
+        ladder: the rungs.
+        monitor: the ``Monitor`` that the alarms come from, rolled back with the model.
+        detector: the same of a loop that has a detector and no monitor. With neither, alarms alone tell.
+        schedulers: of the rate.
+        loader: what yields the batches, if it has ``state_dict`` and ``load_state_dict``.
+        more: anything else with a state, by name: a ``GradScaler``, an average of weights.
+        every: steps between two checkpoints.
+        keep: how many healthy checkpoints stay.
+        on_roll_back: called before anything goes back, to write down or forget what belongs to the present weights.
+
+    Raises:
+        ValueError: if ``every`` or ``keep`` is not above 0, or there is no optimizer.
+
+    >>> import tempfile
+    >>> from surefoot.monitor.recorder import Monitor
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> monitor = Monitor(model, optimizer)
+    >>> recovery = Recovery(model, optimizer, tempfile.mkdtemp(), monitor=monitor)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     loss = model(torch.randn(8, 2)).square().mean()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     if recovery.step(monitor.step({"rating": loss})) is Action.STOP:
+    ...         raise SystemExit(3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        folder: Path | str,
+        *,
+        ladder: Ladder = Ladder(),
+        monitor: Watcher | None = None,
+        detector: Judge | None = None,
+        schedulers: Sequence[Stateful] = (),
+        loader: Stateful | None = None,
+        more: Mapping[str, Stateful] | None = None,
+        every: int = 500,
+        keep: int = 3,
+        on_roll_back: Callable[[], object] = lambda: None,
+    ) -> None:
+        checks.positive("every", every)
+        several = as_list(optimizers)
+        self.ladder, self.every = ladder, every
+        waiting = 1 + ladder.confirm // every  # so many are saved before the first of them is known to be healthy
+        self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
+        self.journal = Journal(Path(folder) / "events.jsonl")
+        self._model, self._optimizers, self._loader = model, several, loader
+        self._on_roll_back = on_roll_back
+        if monitor is not None and detector is not None:
+            raise ValueError("monitor and detector are both given; expected one: a monitor has its detector")
+        self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
+        self._parts: dict[str, Any] = {"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor}
+        self._throttle = Throttle(several)
+        self._skips = SkipRung(several) if ladder.skip else None
+        self._state = State()
+        self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
+        self._old_detector: dict[str, Any] | None = None  # to be restored once more
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # of the model, while it only looks
+        self._must_resume = bool(self.checkpoints.entries())
+        if not self._must_resume:
+            self.checkpoints.save(0, self._collect())
+            self.checkpoints.tag_healthy(0)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, those that were rolled back and those held included: the batches that have gone by."""
+        return self._state.steps
+
+    @property
+    def rate_factor(self) -> float:
+        """What the rate is multiplied by now."""
+        return self._state.factor
+
+    @property
+    def holding(self) -> bool:
+        """Whether the model only looks at batches now, without a step."""
+        return self._throttle.held
+
+    def resume(self) -> int:
+        """Go on after an interruption from the newest intact checkpoint, loader included; return its steps, 0 if none.
+
+        Raises:
+            ValueError: if the checkpoint was saved with other parts.
+        """
+        self._must_resume = False
+        path = self.checkpoints.latest()
+        if path is None:
+            return 0
+        state = self.checkpoints.load(path)
+        restore_state(state, self._model, self._optimizers, loader=self._loader, **self._parts)
+        saved = state["recovery"]
+        self._state = State(**{**saved, "rung": Action(saved["rung"])})
+        self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
+        self._throttle.factor = self._state.factor
+        self._log("resumed", checkpoint=path.name)
+        return self._state.steps
+
+    def step(self, alarm: Alarm | None = None) -> Action:
+        """Take note of one training step; do what the ladder says.
+
+        Args:
+            alarm: what the detector has raised, about this step or the one before; None: nothing new.
+
+        Returns:
+            What was done; ``Action.STOP`` means that the loop should end.
+
+        Raises:
+            InputError: if the folder has checkpoints of an earlier run and ``resume`` was not called.
+        """
+        if self._must_resume:
+            raise InputError(
+                f"folder {self.journal.path.parent} has checkpoints of an earlier run; expected resume() before the "
+                "first step, or a new folder"
+            )
+        state = self._state
+        state.steps += 1
+        if state.stopped:
+            return Action.STOP
+        if self._detector is not None and self._old_detector is not None:  # it has just heard of the step rolled back
+            self._detector.load_state_dict(self._old_detector)
+        self._old_detector = None
+        if alarm is not None and alarm.step < state.rolled_at:
+            alarm = None  # of a step that was rolled back
+        self._count_skipped(alarm is not None)
+        if alarm is not None:
+            details = {name: getattr(alarm, name, None) for name in ("task", "layer", "signal", "reason")}
+            self._log("alarm", **{"step": alarm.step, **details})
+        calm = alarm is None and (self._detector is None or self._detector.healthy)
+        if self.holding:
+            return self._look(calm, alarm)
+        if alarm is not None:
+            return self._climb(alarm.step, alarm.signal, alarm.reason)
+        if calm:
+            state.clean += 1
+            self._go_on()
+        elif state.clean:  # wrong again, and no word of what
+            state.onset, state.clean, state.deadline = state.steps - 1, 0, state.steps + self.ladder.patience
+        elif state.steps >= state.deadline:
+            return self._climb(state.onset, "", f"no better {self.ladder.patience} steps later")
+        return Action.NONE
+
+    def close(self) -> None:
+        """Take the hooks off the optimizers."""
+        self._throttle.remove()
+        if self._skips is not None:
+            self._skips.remove()
+
+    # When nothing is wrong
+
+    def _go_on(self) -> None:
+        state = self._state
+        if state.clean >= self.ladder.patience:
+            state.rung = Action.NONE
+        if state.return_rate():
+            self._log("rate_restored")
+        self._throttle.factor = state.factor
+        if state.clean >= self.ladder.confirm:
+            self._tag(state.steps - self.ladder.confirm)
+        if state.steps % self.every == 0:
+            self._save()
+
+    def _tag(self, up_to: int) -> None:
+        """Tag the checkpoints of the first ``up_to`` steps healthy: training has gone on well since."""
+        state = self._state
+        if not state.pending or state.pending[0] > up_to:
+            return
+        self.checkpoints.tag_healthy(up_to)
+        if state.pending[0] > state.rolled_at and state.factor == 1.0:
+            state.roll_backs = 0
+        state.pending = [step for step in state.pending if step > up_to]
+
+    def _save(self) -> None:
+        """Save a checkpoint, not tagged yet; a full disk ends no training."""
+        state = self._state
+        try:
+            self.checkpoints.save(state.steps, self._collect())
+        except OSError as error:
+            self._log("checkpoint_failed", reason=str(error))
+            warnings.warn(f"the checkpoint after {state.steps} steps was not written: {error}", stacklevel=4)
+        else:
+            state.pending.append(state.steps)
+
+    def _collect(self) -> dict[str, Any]:
+        state = collect_state(self._model, self._optimizers, loader=self._loader, **self._parts)
+        return {**state, "recovery": {**asdict(self._state), "rung": self._state.rung.value}}
+
+    # When something is
+
+    def _climb(self, step: int, signal: str, reason: str) -> Action:
+        """Take the lowest rung that may help against what began at ``step``."""
+        state, ladder = self._state, self.ladder
+        early, fresh = signal in EARLY, state.rung in (Action.NONE, Action.SKIPPED)
+        if early and state.rung is Action.SLOWED and step < state.since:
+            return Action.NONE  # of a step that was taken before
+        state.onset = min(state.onset, step) if state.rung in (Action.SKIPPED, Action.SLOWED) else step
+        state.clean = 0
+        if state.rung is Action.NONE and on_any_rank(state.skipped >= step):
+            return self._take(Action.SKIPPED)
+        if ladder.slow is not None and early and state.rung is not Action.SLOWED:
+            return self._slow(ladder.slow, reason)
+        if ladder.roll_back is not None and state.roll_backs < ladder.roll_back.at_most:
+            if ladder.roll_back.look and fresh:
+                return self._begin_look(ladder.roll_back, reason)
+            if (path := self.checkpoints.latest_healthy_of_all(state.onset)) is not None:
+                return self._roll_back(ladder.roll_back, path, reason)
+        if ladder.slow is not None and fresh:
+            return self._slow(ladder.slow, reason)
+        if ladder.stop:
+            return self._stop(reason)
+        return self._take(Action.NONE)
+
+    def _take(self, rung: Action, wait: int = 0) -> Action:
+        state = self._state
+        state.rung, state.since = rung, state.steps
+        state.deadline = state.steps + wait + self.ladder.patience
+        return rung
+
+    def _slow(self, slow: Slow, reason: str) -> Action:
+        self._lower(slow, reason)
+        return self._take(Action.SLOWED)
+
+    def _lower(self, slow: Slow, reason: str) -> None:
+        self._throttle.factor = self._state.lower(self._state.factor * slow.factor, slow.steps)
+        self._log("slowed", rate_factor=self._state.factor, reason=reason)
+
+    def _roll_back(self, how: RollBack, path: Path, reason: str) -> Action:
+        """Put everything but the loader back, and look at the next batches first."""
+        state = self._state
+        self._on_roll_back()
+        saved = self.checkpoints.load(path)
+        if self._monitor is not None:
+            saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
+        restore_state(saved, self._model, self._optimizers, **self._parts)
+        self._old_detector = saved["named"].get("detector")
+        back_to = saved["recovery"]["steps"]
+        self.checkpoints.tag_suspect(back_to)
+        state.pending = []
+        state.roll_backs += 1
+        state.rolled_at = state.steps
+        self._throttle.factor = state.lower(how.factor**state.roll_backs, how.steps)
+        self._hold(how.hold * 2 ** (state.roll_backs - 1), how.longest_hold)
+        self._log(
+            "rolled_back",
+            steps=back_to,
+            checkpoint=path.name,
+            batches_dropped=state.steps - back_to,
+            hold=state.hold,
+            rate_factor=state.factor,
+            in_a_row=state.roll_backs,
+            reason=reason,
+        )
+        return self._take(Action.ROLLED_BACK, state.hold)
+
+    def _begin_look(self, how: RollBack, reason: str) -> Action:
+        self._log("looking", batches=how.look, reason=reason)
+        self._hold(how.look, how.look)
+        return self._take(Action.LOOKING, how.look)
+
+    def _hold(self, batches: int, longest: int) -> None:
+        """Take no step for some batches."""
+        state = self._state
+        state.held_from, state.hold = state.steps, batches
+        state.hold_until, state.hold_limit = state.steps + batches, state.steps + longest
+        self._throttle.held = batches > 0
+        self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+
+    @torch.no_grad()
+    def _look(self, calm: bool, alarm: Alarm | None) -> Action:
+        """Judge a batch on which no step was taken."""
+        state, how = self._state, self.ladder.roll_back
+        assert how is not None
+        for buffer, before in self._buffers:  # of batch norms, which looking changes
+            buffer.copy_(before)
+        state.clean = state.clean + 1 if calm else 0
+        if state.rung is Action.LOOKING:
+            if state.clean >= _CALM:
+                return self._release("released")
+            if state.steps < state.hold_until:
+                return Action.NONE
+            path = self.checkpoints.latest_healthy_of_all(state.onset)
+            reason = f"no better after a look at {how.look} batches"
+            return self._release("released") if path is None else self._roll_back(how, path, reason)
+        if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
+            self._lower(self.ladder.slow, alarm.reason)  # not the data: the step that it would take is too large
+        if not calm and state.steps >= state.hold_limit:  # healthy weights find it so: that is how data are now
+            self._start_detector_anew()
+            return self._release("accepted")
+        if not calm:
+            state.hold_until = state.steps + state.hold
+        return Action.NONE if state.steps < state.hold_until else self._release("released")
+
+    def _start_detector_anew(self) -> None:
+        """Let the detector learn what is healthy from here on; what it has reported stays."""
+        if self._detector is not None:
+            reported = {key: value for key, value in self._detector.state_dict().items() if key in ("events", "alarms")}
+            self._detector.load_state_dict({**host_copy(self._start, "detector"), **reported})
+
+    def _release(self, event: str) -> Action:
+        state = self._state
+        self._throttle.held, self._buffers = False, []
+        self._log(event, batches_held=state.steps - state.held_from)
+        self._take(state.rung)
+        return Action.NONE
+
+    def _stop(self, reason: str) -> Action:
+        self._state.stopped = True
+        kept = [entry.path.name for entry in self.checkpoints.entries()]
+        self._log("stopped", reason=reason, checkpoints=kept)
+        return self._take(Action.STOP)
+
+    def _count_skipped(self, now: bool) -> None:
+        if self._skips is None or not (count := self._skips.new(now=now)):
+            return
+        state = self._state
+        if state.skipped < state.steps - 2:  # not one more in a row
+            self._log("skipped", count=count)
+        state.skipped = state.steps - 1
+
+    def _log(self, event: str, **details: Any) -> None:
+        self.journal.write(event, **{"step": self._state.steps - 1, **details})

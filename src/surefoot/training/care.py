@@ -1,0 +1,133 @@
+"""What looks after a run beside the loop: it is watched, its last steps are kept, and the ladder is climbed for it."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from surefoot.data.schema import Batch, Task
+from surefoot.data.windows import Stream
+from surefoot.monitor.capsule import Ring
+from surefoot.monitor.divergence import Alarm, Detector, Event, Verdict
+from surefoot.monitor.journal import Journal
+from surefoot.monitor.ladder import Action
+from surefoot.monitor.recorder import Monitor
+from surefoot.monitor.recovery import Recovery
+
+
+class Seen(NamedTuple):
+    """What a model showed of a batch, before the step on it."""
+
+    outputs: Tensor  # (rows, tasks)
+    losses: Tensor  # (tasks,)
+    relative_losses: Tensor  # (tasks,): each over that of the best constant prediction on these rows
+
+
+@dataclass
+class Care:
+    """A run's monitor, and what acts on its alarms.
+
+    Args:
+        monitor: watches every step.
+        journal: told of alarms and divergences; the recovery's own if there is one.
+        recovery: climbs the ladder; without it a run that has diverged fully stops.
+        ring: keeps the last steps; written out on an alarm.
+        capsules: the folder for that.
+        config: the run's configuration as TOML, for the capsules.
+        capsule_after: steps that a capsule shows after its alarm.
+    """
+
+    monitor: Monitor
+    journal: Journal
+    recovery: Recovery | None = None
+    ring: Ring | None = None
+    capsules: Path = Path("capsules")
+    config: str | None = None
+    capsule_after: int = 8
+    _saved: list[Event] = field(default_factory=list, init=False)  # from being forgotten with the detector's state
+    _alarm: Alarm | None = field(default=None, init=False)  # the last one
+    _told: int = field(default=0, init=False)  # of the detector's events
+
+    def before(self, step: int, day: int, stream: Stream) -> None:
+        """Keep what the step starts from: the row numbers of the stream's last batch, and where that was."""
+        if self.ring is not None:
+            index = stream.position[1] - 1 if stream.position[0] == day else stream.window.steps(day) - 1
+            note: dict[str, float | int | str] = {"day": day, "index": index}
+            if self.recovery is not None:
+                note |= {"rate_factor": self.recovery.rate_factor, "held": int(self.recovery.holding)}
+            self.ring.record(step, rows=stream.rows, note=note)
+
+    def after(self, step: int, tasks: tuple[Task, ...], batch: Batch, seen: Seen) -> Action:
+        """Judge the step: what the model showed of a batch, tasks in the order of the columns."""
+        names = [task.name for task in tasks]
+        judged = [task.name for task in tasks if task.judged]
+        losses = dict(zip(names, seen.losses.unbind(), strict=True))
+        if self.ring is not None:
+            relative = zip(names, seen.relative_losses.unbind(), strict=True)
+            self.ring.observe(step, losses | {f"relative_loss/{name}": value for name, value in relative})
+        outputs = dict(zip(names, seen.outputs.unbind(1), strict=True))
+        labels = dict(zip(names, batch.labels.unbind(1), strict=True))
+        losses, outputs, labels = ({name: each[name] for name in judged} for each in (losses, outputs, labels))
+        alarm = self.monitor.step(losses, outputs=outputs, labels=labels)
+        self._alarm = alarm or self._alarm
+        looking = self.recovery is not None and self.recovery.holding  # such an alarm tells of data, not of a step
+        if alarm is not None and self.ring is not None and not looking:
+            self.ring.write_later(self.capsule_after, self.capsules, alarm=asdict(alarm), config=self.config)
+        if self.recovery is not None:
+            action = self.recovery.step(alarm)
+        else:
+            if alarm is not None:
+                self.journal.write("alarm", **asdict(alarm))
+            action = Action.STOP if self._detector.verdict is Verdict.FULL else Action.NONE
+        self._tell()
+        if action is Action.ROLLED_BACK and self._alarm is not None:
+            self._saved.append(_event(self._alarm, Verdict.MICRO, step))
+        return action
+
+    def finish(self, stopped: bool) -> Verdict:
+        """End the watch; return the verdict on the run: full if it had to be stopped, micro if it went back."""
+        self.monitor.close()
+        self._tell()
+        if self.ring is not None:
+            self.ring.flush()
+        if self.recovery is not None:
+            self.recovery.close()
+        if stopped and self._alarm is not None and self._detector.verdict is not Verdict.FULL:
+            self._saved.append(_event(self._alarm, Verdict.FULL, self._alarm.step))
+        order = list(Verdict)
+        return max((event.verdict for event in self.events), key=order.index, default=Verdict.HEALTHY)
+
+    @property
+    def events(self) -> list[Event]:
+        """The run's divergences, those that were rolled back included, oldest first."""
+        return sorted([*self._detector.events, *self._saved], key=lambda event: event.onset)
+
+    @property
+    def _detector(self) -> Detector:
+        return self.monitor.detector
+
+    def _tell(self) -> None:
+        """Write divergences into the journal once they are over."""
+        events = self._detector.events
+        self._told = min(self._told, len(events))  # what was rolled back is gone
+        for event in events[self._told :]:
+            self.journal.write("divergence", **described(event))
+        self._told = len(events)
+
+
+def _event(alarm: Alarm, verdict: Verdict, end: int) -> Event:
+    return Event(alarm.task or "", alarm.step, verdict, alarm.reason, end, alarm.layer, alarm.signal)
+
+
+def described(event: Event) -> dict[str, str | int | None]:
+    """Return an event as the journal has it."""
+    return {
+        "task": event.task,
+        "layer": event.layer,
+        "signal": event.signal,
+        "step": event.onset,
+        "end": event.end,
+        "verdict": event.verdict.value,
+        "reason": event.reason,
+    }

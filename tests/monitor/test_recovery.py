@@ -1,0 +1,498 @@
+"""The ladder: every rung works and can be left out, what rolls back does so bit for bit, the journal tells it."""
+
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from states import equal
+from torch import distributed, nn
+from torch.optim import Optimizer
+
+import surefoot
+from properties import over
+from surefoot.data import synthetic
+from surefoot.data.windows import MovingWindow
+from surefoot.errors import InputError
+from surefoot.monitor import journal
+from surefoot.monitor.checkpoint import Tag, collect_state
+from surefoot.monitor.ladder import Action, Ladder, RollBack, Slow
+from surefoot.monitor.recovery import Recovery
+from surefoot.monitor.snapshot import host_copy
+
+LOG = synthetic.make(days=4, rows_per_day=1024)
+AT_ONCE = RollBack(look=0)
+NOTHING = Ladder(skip=False, slow=None, roll_back=None, stop=False)
+
+
+class Sign(NamedTuple):
+    """An alarm."""
+
+    step: int
+    signal: str = "loss"
+    reason: str = "the loss rose"
+    task: str | None = "click"
+    layer: str | None = None
+
+
+class Told:
+    """A detector that finds what it is told to, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.healthy, self.shown = True, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        vars(self).update(state_dict)
+
+
+def pair(model: nn.Sequential) -> list[Optimizer]:
+    return [
+        surefoot.ClippyAdagrad(model[0].parameters(), 0.1),
+        torch.optim.Adam(model[2:].parameters(), 0.01),
+    ]
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Sequential], list[Optimizer]]] = {
+    "surefoot and torch": pair,
+    "surefoot": lambda model: [surefoot.Adagrad(model.parameters(), 0.1)],
+    "SGD": lambda model: [torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)],
+}
+
+
+class Loop:
+    """Any PyTorch loop: noise from every generator, a scheduler, a loader with a position, a running average."""
+
+    def __init__(
+        self,
+        folder: Path,
+        ladder: Ladder = Ladder(),
+        *,
+        make: Callable[[nn.Sequential], list[Optimizer]] = pair,
+        seed: int = 0,
+        every: int = 5,
+        **changes: Any,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 1))
+        self.optimizers = make(self.model)
+        self.schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.99) for each in self.optimizers]
+        self.loader = MovingWindow(LOG, 16, seed=1).stream(4)
+        self.detector = Told()
+        parts: dict[str, Any] = {"detector": self.detector, "schedulers": self.schedulers, "loader": self.loader}
+        self.recovery = Recovery(
+            self.model, self.optimizers, folder, ladder=ladder, every=every, **{**parts, **changes}
+        )
+
+    def step(self, alarm: Sign | None = None, *, spoil: float = 0.0) -> Action:
+        _, batch = next(self.loader)
+        noise = float(np.random.normal()) * random.random()  # noqa: NPY002 - the global one is what rolls back
+        loss = (self.model(batch.dense)[:, 0] + 0.1 * noise - batch.labels[:, 3] + spoil).square().mean()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for scheduler in self.schedulers:
+            scheduler.step()
+        self.detector.shown += 1
+        return self.recovery.step(alarm)
+
+    def run(self, steps: int) -> list[Action]:
+        return [self.step() for _ in range(steps)]
+
+    def state(self) -> dict[str, Any]:
+        """Return all but the loader."""
+        parts: dict[str, Any] = {"schedulers": self.schedulers, "detector": self.detector}
+        return host_copy(collect_state(self.model, self.optimizers, **parts), "state")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        path = self.recovery.journal.path
+        return journal.read(path) if path.exists() else []
+
+    @property
+    def told(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random.seed(0)
+    return tmp_path
+
+
+def moved(loop: Loop) -> bool:
+    before = host_copy(dict(loop.model.named_parameters()), "before")
+    loop.step()
+    return not equal(host_copy(dict(loop.model.named_parameters()), "after"), before)
+
+
+# Nothing wrong
+
+
+def test_a_healthy_run_is_left_alone_and_its_checkpoints_become_healthy(folder: Path):
+    plain, watched = Loop(folder / "0", NOTHING), Loop(folder / "1")
+    for loop in (plain, watched):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        assert set(loop.run(47)) == {Action.NONE}
+    assert equal(plain.state(), watched.state())
+    tags = [(entry.step, entry.tag) for entry in watched.recovery.checkpoints.entries()]
+    healthy = [(step, Tag.HEALTHY) for step in (5, 10, 15)]  # 30 steps without an alarm later
+    assert tags == [*healthy, *((step, Tag.PENDING) for step in (20, 25, 30, 35, 40, 45))]
+    assert watched.told == []
+
+
+# The rungs
+
+
+@over("make", OPTIMIZERS)
+def test_a_step_that_is_not_finite_is_skipped_by_all_and_told(make: Callable[..., list[Optimizer]], folder: Path):
+    loop = Loop(folder, make=make)
+    loop.run(3)
+    before = loop.state()["model"]
+    with pytest.warns(RuntimeWarning, match="the step was skipped"):
+        loop.step(spoil=torch.nan)
+    weights = {name for name, _ in loop.model.named_parameters()}
+    after = loop.state()["model"]
+    assert equal({name: after[name] for name in weights}, {name: before[name] for name in weights})
+    assert loop.step(Sign(step=3, signal="non_finite")) is Action.SKIPPED
+    assert loop.told == ["skipped", "alarm"]
+    assert (loop.events[0]["step"], loop.events[0]["count"]) == (3, 1)
+    assert moved(loop)
+
+
+def test_without_the_first_rung_nothing_is_skipped(folder: Path):
+    loop = Loop(folder, Ladder(skip=False), make=OPTIMIZERS["SGD"])
+    loop.run(3)
+    loop.step(spoil=torch.nan)
+    assert not all(bool(param.isfinite().all()) for param in loop.model.parameters())
+    assert loop.told == []
+
+
+def test_an_early_signal_slows_the_steps_and_the_rate_returns_gently(folder: Path):
+    loop = Loop(folder, Ladder(slow=Slow(factor=0.25, steps=4)))
+    loop.run(20)
+    assert loop.step(Sign(19, "clip_ratio")) is Action.SLOWED
+    factors = []
+    for _ in range(14):
+        factors.append(loop.recovery.rate_factor)
+        loop.step()
+    assert factors[:5] == [0.25] * 5
+    assert factors[5:13] == pytest.approx([0.25 * 2 ** (i / 4) for i in range(1, 9)])
+    assert loop.recovery.rate_factor == 1.0
+    assert loop.told == ["alarm", "slowed", "rate_restored"]
+
+
+def test_without_the_second_rung_an_early_signal_goes_to_the_third(folder: Path):
+    loop = Loop(folder, Ladder(slow=None))
+    loop.run(20)
+    assert loop.step(Sign(19, "clip_ratio")) is Action.LOOKING
+
+
+@over("make", OPTIMIZERS)
+def test_harm_rolls_everything_back_bit_for_bit(make: Callable[..., list[Optimizer]], folder: Path):
+    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10), make=make)
+    loop.run(30)
+    then = loop.state()  # the checkpoint after 30 steps
+    loop.run(14)
+    position = loop.loader.position
+    assert loop.step(Sign(43, "auc")) is Action.ROLLED_BACK
+    assert equal(loop.state(), then)
+    assert loop.detector.shown == 30
+    event = loop.events[-1]
+    assert (event["event"], event["steps"], event["checkpoint"]) == ("rolled_back", 30, "step-000000030.healthy.pt")
+    assert (event["batches_dropped"], event["step"], event["rate_factor"]) == (15, 44, 0.5)
+    advanced = MovingWindow(LOG, 16, seed=1).stream(4)
+    for _ in range(45):
+        next(advanced)
+    assert loop.loader.position == advanced.position != position  # as if it had gone back to 30 and past 15 batches
+
+
+def test_the_checkpoint_is_older_than_the_onset_and_later_ones_are_suspect(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10))
+    loop.run(44)
+    assert loop.step(Sign(27, "auc")) is Action.ROLLED_BACK
+    assert loop.events[-1]["steps"] == 25
+    assert [(e.step, e.tag) for e in loop.recovery.checkpoints.entries()][-1] == (40, Tag.SUSPECT)
+    assert loop.events[-1]["batches_dropped"] == 20
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10))
+    loop.run(44)
+    newest = folder / "checkpoints" / "step-000000030.healthy.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    loop.step(Sign(43, "auc"))
+    assert loop.events[-1]["steps"] == 25
+
+
+def test_a_bad_batch_that_did_no_harm_costs_a_few_batches_and_nothing_goes_back(folder: Path):
+    loop = Loop(folder)
+    loop.run(44)
+    assert loop.step(Sign(43, "auc")) is Action.LOOKING
+    before = host_copy(loop.model.state_dict(), "before")
+    assert loop.run(3) == [Action.NONE] * 3
+    assert equal(host_copy(loop.model.state_dict(), "after"), before)
+    assert not loop.recovery.holding
+    assert loop.recovery.rate_factor == 1.0
+    assert moved(loop)
+    assert loop.told == ["alarm", "looking", "released"]
+    assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.ROLLED_BACK  # again, and so soon
+
+
+def test_harm_that_stays_rolls_back_after_the_look(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=RollBack(look=6)))
+    loop.run(44)
+    loop.detector.healthy = False
+    actions = [loop.step(Sign(43, "auc")), *loop.run(6)]
+    assert actions == [Action.LOOKING, *[Action.NONE] * 5, Action.ROLLED_BACK]
+    assert loop.told == ["alarm", "looking", "rolled_back"]
+    assert loop.events[-1]["reason"] == "no better after a look at 6 batches"
+
+
+def test_after_a_roll_back_the_model_looks_first_then_goes_on_at_half_the_rate(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3, steps=5)))
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    model = loop.state()["model"]
+    loop.run(2)
+    assert loop.recovery.holding
+    assert equal(loop.state()["model"], model)  # the running averages of a batch norm too
+    loop.run(1)
+    assert not loop.recovery.holding
+    assert loop.recovery.rate_factor == 0.5
+    assert moved(loop)
+    loop.run(10)
+    assert loop.recovery.rate_factor == 1.0
+    assert loop.told == ["alarm", "rolled_back", "released", "rate_restored"]
+
+
+def test_it_waits_for_bad_data_to_pass(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.step()
+    loop.step(Sign(45))
+    loop.detector.healthy = False
+    loop.run(10)
+    assert loop.recovery.holding
+    loop.detector.healthy = True
+    loop.run(2)
+    assert loop.recovery.holding
+    loop.run(1)
+    assert not loop.recovery.holding
+    assert loop.told == ["alarm", "rolled_back", "alarm", "released"]
+    assert loop.events[-1]["batches_held"] == 15
+
+
+def test_an_early_signal_while_it_looks_is_of_the_rate_and_not_of_the_data(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.step(Sign(45, "clip_ratio"))
+    assert loop.recovery.rate_factor == pytest.approx(0.05)
+    loop.run(4)
+    assert not loop.recovery.holding
+    assert loop.told == ["alarm", "rolled_back", "alarm", "slowed", "released"]
+
+
+def test_data_that_have_changed_for_good_are_accepted(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3, longest_hold=20)))
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.step()
+    loop.detector.healthy = False
+    loop.run(18)
+    assert (loop.recovery.holding, loop.told[-1]) == (True, "rolled_back")
+    loop.run(1)
+    assert (loop.recovery.holding, loop.told[-1]) == (False, "accepted")
+    assert (loop.detector.healthy, loop.detector.shown) == (True, 0)  # it starts anew
+    assert moved(loop)
+
+
+def test_at_most_three_roll_backs_in_a_row_then_it_stops_and_every_checkpoint_stays(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=2)))
+    loop.run(50)
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    factors, actions = [], []
+    for _ in range(4):
+        actions.append(loop.step(Sign(loop.recovery.steps - 1, "auc")))
+        factors.append(loop.recovery.rate_factor)
+        held = 0
+        while loop.recovery.holding:
+            loop.step()
+            held += 1
+        actions.append(held)
+        loop.run(1)
+    assert actions == [Action.ROLLED_BACK, 2, Action.ROLLED_BACK, 4, Action.ROLLED_BACK, 8, Action.STOP, 0]
+    assert factors == [0.5, 0.25, 0.125, 0.125]
+    assert loop.told[-2:] == ["alarm", "stopped"]
+    healthy = {name for name in kept if "healthy" in name}
+    assert healthy <= {path.name for path in (folder / "checkpoints").iterdir()}
+    assert len(healthy) == 3
+    assert healthy <= set(loop.events[-1]["checkpoints"])
+    assert loop.run(2) == [Action.STOP] * 2
+    steps = [event["step"] for event in loop.events]
+    assert steps == sorted(steps)
+
+
+def test_roll_backs_count_anew_after_health(folder: Path):
+    loop = Loop(folder, Ladder(confirm=10, roll_back=replace(AT_ONCE, hold=1, steps=2, at_most=1)))
+    for _ in range(3):
+        loop.run(50)
+        assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.ROLLED_BACK
+    loop.run(3)
+    assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.STOP
+
+
+def test_without_the_third_rung_it_slows_and_then_stops(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=None))
+    loop.run(44)
+    assert [loop.step(Sign(43, "auc")), loop.step(Sign(44, "auc"))] == [Action.SLOWED, Action.STOP]
+
+
+def test_without_the_last_rung_it_goes_on(folder: Path):
+    loop = Loop(folder, Ladder(slow=None, roll_back=None, stop=False))
+    loop.run(44)
+    assert loop.step(Sign(43, "auc")) is Action.NONE
+    assert moved(loop)
+
+
+# From rung to rung
+
+
+def test_a_rung_that_does_not_help_in_time_is_followed_by_the_next(folder: Path):
+    loop = Loop(folder, Ladder(patience=6))
+    loop.run(44)
+    loop.detector.healthy = False
+    assert loop.step(Sign(43, "grad_norm")) is Action.SLOWED
+    assert [action for action in loop.run(6) if action is not Action.NONE] == [Action.ROLLED_BACK]
+    assert loop.events[-1]["reason"] == "no better 6 steps later"
+
+
+def test_an_early_signal_of_a_step_from_before_the_slowing_changes_nothing(folder: Path):
+    loop = Loop(folder)
+    loop.run(44)
+    actions = [loop.step(Sign(step, "clip_ratio")) for step in (43, 44, 45)]
+    assert actions == [Action.SLOWED, Action.NONE, Action.ROLLED_BACK]
+
+
+def test_an_alarm_of_a_step_that_was_rolled_back_changes_nothing(folder: Path):
+    """A monitor reads one step late: what it read last belongs to weights that are gone."""
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=0)))
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.detector.healthy = False  # it has been shown that step
+    assert loop.step(Sign(44, "loss")) is Action.NONE
+    assert loop.detector.healthy
+    assert loop.told == ["alarm", "rolled_back"]
+
+
+# An interruption
+
+
+def test_a_run_goes_on_after_an_interruption_as_if_there_had_been_none(folder: Path):
+    first = Loop(folder, Ladder(confirm=10), every=10)
+    first.run(30)
+    first.step(Sign(29, "clip_ratio"))
+    first.run(19)
+    then, position = first.state(), first.loader.position
+    first.run(5)
+    torch.manual_seed(5)
+    second = Loop(folder, Ladder(confirm=10), seed=7, every=10)
+    assert second.recovery.resume() == 50
+    assert equal(second.state(), then)
+    assert second.loader.position == position
+    assert second.recovery.rate_factor == 0.1
+    second.run(5)
+    second.recovery.close()
+    assert equal(second.state()["model"], first.state()["model"])
+    assert second.told == ["alarm", "slowed", "resumed"]
+
+
+def test_an_old_folder_is_not_mixed_up_with_a_new_run(folder: Path):
+    Loop(folder).run(2)
+    with pytest.raises(InputError, match=r"has checkpoints of an earlier run; expected resume\(\) before the first"):
+        Loop(folder).step()
+
+
+def test_a_loader_without_a_position_is_left_where_it_is(folder: Path):
+    loop = Loop(folder, Ladder(roll_back=AT_ONCE), loader=None)
+    loop.run(44)
+    assert loop.step(Sign(43, "auc")) is Action.ROLLED_BACK
+    assert loop.loader.position == (0, 45)
+
+
+def test_a_full_disk_ends_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(folder)
+    (folder / "checkpoints" / "step-000000005.draft").mkdir()  # where the next file would be written
+    with pytest.warns(UserWarning, match="the checkpoint after 5 steps was not written"):
+        loop.run(5)
+    assert loop.told == ["checkpoint_failed"]
+
+
+# Several ranks
+
+
+def roll_back_on_rank(rank: int, folder: str) -> None:
+    """Run a rank; rank 0 skips a step, the newest healthy checkpoint of rank 1 is damaged."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    loop = Loop(Path(folder) / str(rank), Ladder(roll_back=AT_ONCE, confirm=10))
+    loop.run(43)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        loop.step(spoil=0.0 if rank else torch.nan)
+    assert loop.step(Sign(43, "non_finite")) is Action.SKIPPED
+    newest = Path(folder) / "1" / "checkpoints" / "step-000000030.healthy.pt"
+    if rank == 1:
+        newest.write_bytes(newest.read_bytes()[:-100])
+    assert loop.step(Sign(44, "auc")) is Action.ROLLED_BACK
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_decide_alike_and_roll_back_to_a_checkpoint_that_all_have(tmp_path: Path):
+    torch.multiprocessing.spawn(roll_back_on_rank, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    for rank in ("0", "1"):
+        assert journal.read(tmp_path / rank / "events.jsonl")[-1]["checkpoint"] == "step-000000025.healthy.pt"
+
+
+# Bad input
+
+
+@over(
+    "wrong",
+    {
+        "factor": (lambda: Slow(factor=1.0), "factor is 1.0; expected a number between 0 and 1"),
+        "steps": (lambda: RollBack(steps=0), "steps is 0; expected a finite number above 0"),
+        "hold": (lambda: RollBack(hold=-1), "hold is -1; expected a finite number, 0 or above"),
+        "at_most": (lambda: RollBack(at_most=0), "at_most is 0; expected a finite number above 0"),
+        "patience": (lambda: Ladder(patience=0), "patience is 0; expected a finite number above 0"),
+        "confirm": (lambda: Ladder(confirm=-3), "confirm is -3; expected a finite number above 0"),
+    },
+)
+def test_numbers_that_cannot_be(wrong: tuple[Callable[[], object], str]):
+    with pytest.raises(ValueError, match=wrong[1]):
+        wrong[0]()
+
+
+def test_parts_that_cannot_be(folder: Path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="optimizers is empty; expected one or more"):
+        Recovery(model, [], folder)
+    with pytest.raises(TypeError, match=r"optimizers has Linear.*; expected torch.optim.Optimizer objects"):
+        Recovery(model, [optimizer, model], folder)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="every is 0; expected a finite number above 0"):
+        Recovery(model, optimizer, folder, every=0)

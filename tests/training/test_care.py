@@ -1,0 +1,95 @@
+"""A run that is looked after: one broken day in its log, and it ends well."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from surefoot.data import synthetic
+from surefoot.data.schema import Log
+from surefoot.monitor import capsule_files, journal
+from surefoot.monitor.divergence import Detector, Verdict
+from surefoot.study.config import RecoveryConfig, RunConfig
+from surefoot.study.trial import assemble, make_care
+from surefoot.training.loop import Run, train
+
+CONFIG = RunConfig.model_validate(
+    {
+        "rate": 0.1,
+        "model": {"hidden": [16]},
+        "training": {"batch_size": 64, "window_days": 1},
+        "rule": {"name": "naive"},
+        "recovery": {"every": 10, "confirm": 10},
+    }
+)
+BROKEN_DAY = 10
+
+
+@pytest.fixture(scope="module")
+def log() -> Log:
+    """A log in which the features of one day have another unit."""
+    log = synthetic.make(days=17, rows_per_day=512)
+    dense = log.rows.dense.clone()
+    dense[log.starts[BROKEN_DAY] : log.starts[BROKEN_DAY + 1]] *= 1e4
+    return replace(log, rows=log.rows._replace(dense=dense))
+
+
+def run(log: Log, config: RunConfig, folder: Path) -> Run:
+    parts = assemble(config, log)
+    return train(
+        parts.model,
+        parts.window,
+        parts.optimizers,
+        days=len(log.days) - 1,
+        detector=Detector(),
+        layers=parts.layers,
+        schedulers=[parts.scheduler],
+        care=make_care(config, parts, folder),
+    )
+
+
+def test_with_the_ladder_a_run_survives_a_broken_day_that_ruins_it_without(log: Log, tmp_path: Path):
+    lost = run(log, CONFIG.model_copy(update={"recovery": None}), tmp_path / "lost")
+    saved = run(log, CONFIG, tmp_path / "saved")
+    assert (lost.verdict, float(lost.final["auc/like"]) < 0.6) == (Verdict.FULL, True)
+    assert float(saved.final["auc/like"]) > 0.7
+    assert (saved.verdict, saved.stopped_early, len(saved.steps)) == (Verdict.MICRO, False, 128)
+    events = journal.read(tmp_path / "saved" / "events.jsonl")
+    told = [event["event"] for event in events]
+    assert told[:2] == ["alarm", "looking"]
+    assert "rolled_back" in told
+    assert 80 <= events[0]["step"] <= 82
+    (rolled_back, *_) = [event for event in events if event["event"] == "rolled_back"]
+    assert rolled_back["steps"] <= 80 < rolled_back["step"]
+
+
+def test_the_steps_before_the_alarm_can_be_replayed(log: Log, tmp_path: Path):
+    run(log, CONFIG, tmp_path)
+    alarm = journal.read(tmp_path / "events.jsonl")[0]
+    capsule = capsule_files.read(tmp_path / "capsules" / f"step-{alarm['step']:08d}")
+    (record,) = [record for record in capsule.steps if record.step == alarm["step"]]
+    assert (record.note["day"], record.note["index"]) == (BROKEN_DAY, alarm["step"] - 8 * BROKEN_DAY)
+    assert (record.note["rate_factor"], record.note["held"]) == (1.0, 0)
+    assert record.rows is not None
+    assert record.rows.equal(assemble(CONFIG, log).window.rows_of(BROKEN_DAY, alarm["step"] - 8 * BROKEN_DAY))
+
+
+def test_watched_without_a_ladder_it_tells_and_stops(log: Log, tmp_path: Path):
+    config = RunConfig.model_validate({**CONFIG.model_dump(exclude={"recovery"}), "monitor": {"capsules": False}})
+    lost = run(log, config, tmp_path)
+    assert (lost.verdict, lost.stopped_early) == (Verdict.FULL, False)
+    assert {event["event"] for event in journal.read(tmp_path / "events.jsonl")} == {"alarm", "divergence"}
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "capsules").exists()
+    assert "loss/click" in pl.read_parquet(tmp_path / "monitor" / "metrics.parquet").columns
+
+
+def test_the_configured_ladder_is_the_one_that_is_climbed():
+    ladder = RecoveryConfig(slow=False, roll_back=False, stop=False, skip=False).ladder()
+    assert (ladder.slow, ladder.roll_back, ladder.stop, ladder.skip) == (None, None, False, False)
+    ladder = RecoveryConfig(slow_factor=0.3, roll_back_factor=0.7, roll_backs=5, hold=7, look=3, patience=9).ladder()
+    assert ladder.slow is not None
+    assert ladder.roll_back is not None
+    assert (ladder.slow.factor, ladder.roll_back.factor, ladder.roll_back.at_most) == (0.3, 0.7, 5)
+    assert (ladder.roll_back.hold, ladder.roll_back.look, ladder.patience) == (7, 3, 9)
