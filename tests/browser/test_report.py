@@ -7,7 +7,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-FIGURES = [f"{section}-{i}" for section in ("rate", "steps", "curve", "factors", "share") for i in (0, 1)]
+from report.small_study import SECTIONS
+
+FIGURES = [f"{section}-{i}" for section in SECTIONS for i in (0, 1)]
 
 
 def opened(browser: Chrome, report: Path, width: int = 1280) -> None:
@@ -68,6 +70,14 @@ def test_a_button_chooses_the_rate_and_a_chip_hides_a_method(browser: Chrome, re
             shown = {meta["method"] for meta in visible(browser, figure)} - {"linear floor"}
             assert shown == names, figure
         assert {meta["choice"] for meta in visible(browser, "steps-0")} == {"1"}
+    assert browser.get_log("browser") == []
+
+
+def test_a_button_chooses_the_layer_of_the_moment_itself(browser: Chrome, report: Path) -> None:
+    opened(browser, report)
+    for layer in ("bottom 1", "head click"):
+        browser.find_element(By.CSS_SELECTOR, f'[data-plot="around-1"][data-choice="{layer}"]').click()
+        assert {meta["choice"] for meta in visible(browser, "around-1")} == {layer}
     assert browser.get_log("browser") == []
 
 

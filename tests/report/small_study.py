@@ -6,6 +6,7 @@ from surefoot.study.config import StudyConfig, parse
 from surefoot.study.protocol import run_study
 
 FOLDER = "small-study"  # under pytest's own folder: whoever asks second finds it finished
+SECTIONS = ("rate", "steps", "timeline", "around", "ratios", "curve", "factors", "share")  # a figure of each model
 CONFIG = {
     "name": "tiny",
     "data": {"days": 5, "rows_per_day": 256},

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from report.conftest import Change
+from report.small_study import SECTIONS
 from surefoot.errors import InputError
 from surefoot.report.findings import findings
 from surefoot.report.folder import read
@@ -58,8 +59,7 @@ def test_writing_twice_gives_the_same_bytes(study: Path) -> None:
 
 
 def test_every_figure_of_every_model_is_there(study: Path) -> None:
-    names = set(figures_of(page(study)))
-    assert names == {f"{section}-{i}" for section in ("rate", "steps", "curve", "factors", "share") for i in (0, 1)}
+    assert set(figures_of(page(study))) == {f"{section}-{i}" for section in SECTIONS for i in (0, 1)}
 
 
 def test_rates_are_judged_by_the_day_before_the_last(study: Path) -> None:
@@ -175,7 +175,7 @@ def test_one_model(changed: Change) -> None:
 
     html = page(changed(alone, lambda frame: frame.filter(pl.col("model") != "large")))
     assert "On small, naive Adagrad" in html
-    assert set(figures_of(html)) == {"rate-0", "steps-0", "curve-0", "factors-0", "share-0"}
+    assert set(figures_of(html)) == {f"{section}-0" for section in SECTIONS}
 
 
 def test_a_method_that_diverged_everywhere(changed: Change) -> None:

@@ -86,15 +86,13 @@ def test_the_files_of_a_study(finished: tuple[Path, Study]):
     assert {path.name for path in out.iterdir()} == {"study.toml", "results.parquet", "summary.json", "trials"}
     assert load(StudyConfig, out / "study.toml") == config()
     table = pl.read_parquet(out / "results.parquet")
-    assert set(table["trial"]) == {path.name for path in (out / "trials").iterdir()}
+    watched = {close_up.trial for close_up in study.summary.close_ups}  # for the report's eyes only
+    assert set(table["trial"]) | watched == {path.name for path in (out / "trials").iterdir()}
+    assert watched.isdisjoint(table["trial"])
     assert len(table) == len(study.rows)
+    whole = {"config.toml", "metrics.parquet", "days.parquet", "events.jsonl"}
     for trial in (out / "trials").iterdir():
-        assert {path.name for path in trial.iterdir()} == {
-            "config.toml",
-            "metrics.parquet",
-            "days.parquet",
-            "events.jsonl",
-        }
+        assert {path.name for path in trial.iterdir()} == whole | ({"monitor"} if trial.name in watched else set())
 
 
 def test_day_n_is_scored_by_the_finals_alone_and_selection_never_sees_it(finished: tuple[Path, Study]):

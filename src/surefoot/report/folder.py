@@ -167,6 +167,11 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read: {error!r}; expected a JSON object a line") from None
 
+    def watched(self, trial: str) -> pl.DataFrame | None:
+        """Return what a monitor saw of a trial, a row for each step; None if its folder does not hold it."""
+        path = self.folder / "trials" / trial / "monitor" / "metrics.parquet"
+        return _parquet(path) if path.exists() else None
+
     def _table(self, trial: Trial, name: str) -> pl.DataFrame | None:
         path = self.folder / "trials" / trial.name / name
         return _parquet(path) if path.exists() else None

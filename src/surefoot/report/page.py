@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from surefoot.report import figures, style
+from surefoot.report import closeup, figures, style
 from surefoot.report.findings import findings, searching
 from surefoot.report.folder import Results, read
 from surefoot.report.tables import main_table, task_tables
@@ -25,8 +25,9 @@ class Plot:
     id: str
     title: str
     height: int
-    choices: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()  # values and what to call them
     choice: str = ""
+    chosen: str = ""  # what there is to choose
 
 
 def write_report(folder: Path) -> Path:
@@ -83,16 +84,24 @@ def _plots(results: Results) -> tuple[dict[str, list[Plot]], dict[str, Any]]:
         "curve": figures.last_day_curve,
         "share": figures.clipped_share,
     }
-    for section in (*plain, "steps", "factors"):
+    for section in (*plain, "steps", "factors", "around", "ratios", "timeline"):
         sections[section] = []
     for number, model in enumerate(results.models):
         for section, draw in plain.items():
             place(section, number, draw(results, model), model)
         rates, start = figures.rate_choices(results, model)
-        choices = {"choices": tuple(f"{rate:g}" for rate in rates), "choice": f"{start:g}"}
-        place("steps", number, figures.steps_and_days(results, model), model, **choices)
+        choices = tuple((f"{rate:g}", f"{rate:g}x") for rate in rates)
+        figure = figures.steps_and_days(results, model)
+        place("steps", number, figure, model, choices=choices, choice=f"{start:g}", chosen="rate")
         whose, figure = figures.factors(results, model) or ("", None)
         place("factors", number, figure, f"{model}: {whose}")
+        place("timeline", number, closeup.timeline(results, model), model)
+        seen = closeup.close_up(results, model)
+        if seen is not None:
+            title, began = f"{model}: {seen.who}", seen.layers[seen.began]
+            choices = tuple((label, label) for label in seen.layers.values())
+            place("around", number, closeup.around(results, seen), title, choices=choices, choice=began, chosen="layer")
+            place("ratios", number, closeup.ratio_map(seen), title)
     return sections, drawn
 
 

@@ -14,9 +14,10 @@ INK, MUTED, LINE, WASH = "#1b2330", "#5a6473", "#e2e6eb", "#f5f6f8"
 
 _POINTS = 300  # that a line needs at most
 _PLAIN, _WARMED_UP, _CLIPPY = "#333333", "#8a8a8a", "#d55e00"
-_OTHERS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")  # Okabe and Ito, and a wine red
+OTHERS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")  # Okabe and Ito, and a wine red
 _DASHES = ("solid", "dash", "dot", "dashdot")
 LAYERS = ("#440154", "#3b6ea5", "#1f9e89", "#7ab51d", "#c2a500")  # from purple to yellow: not a method's colours
+DIVERGING = ((0.0, "#e8edf2"), (0.35, "#dfe7ef"), (0.5, "#fbe3c0"), (0.75, "#e8853b"), (1.0, "#8c1d04"))  # 0.5: one
 HEAT = ((0.0, "#f5f6f8"), (0.25, "#c9d9ea"), (0.5, "#8fb2d6"), (0.75, "#4a7fb5"), (1.0, "#1c4e80"))
 
 
@@ -54,8 +55,8 @@ def looks(methods: Sequence[Method]) -> dict[str, Look]:
         elif method.rule == "clippy" and _CLIPPY not in used:
             found[method.name] = Look(_CLIPPY)
         else:
-            round_, place = divmod(others, len(_OTHERS))
-            found[method.name] = Look(_OTHERS[place], _DASHES[round_ % len(_DASHES)])
+            round_, place = divmod(others, len(OTHERS))
+            found[method.name] = Look(OTHERS[place], _DASHES[round_ % len(_DASHES)])
             others += 1
     return found
 
@@ -67,6 +68,11 @@ def short(value: float | None) -> float | None:
     (0.1235, None)
     """
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def decades(value: float) -> float:
+    """Return the decimal logarithm of a positive number, rounded for a picture."""
+    return round(math.log10(value), 2)
 
 
 def miss(auc: float | None) -> float | None:

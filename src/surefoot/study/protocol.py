@@ -9,6 +9,7 @@ are fixed before the first of them starts.
 2. The best threshold at every rate of the sweep, on every model.
 3. The best setting, on every model, over the seeds, scored on day N.
 4. The linear floor: its best rate on day N - 1, then the seeds.
+5. A close-up for the report: the plain optimizer at the lowest rate at which it diverged, watched at every step.
 """
 
 import hashlib
@@ -20,9 +21,18 @@ from typing import Any
 
 from surefoot.data.schema import TaskKind
 from surefoot.errors import InputError
-from surefoot.study.config import MethodConfig, ModelConfig, RuleConfig, RunConfig, StudyConfig, dump, load
+from surefoot.study.config import (
+    MethodConfig,
+    ModelConfig,
+    MonitorConfig,
+    RuleConfig,
+    RunConfig,
+    StudyConfig,
+    dump,
+    load,
+)
 from surefoot.study.engine import LocalEngine, Trial
-from surefoot.study.results import MethodSummary, Row, Study, Summary, write
+from surefoot.study.results import CloseUp, MethodSummary, Row, Study, Summary, write
 from surefoot.study.trial import load_log, total_steps
 
 _FLOOR = ModelConfig(name="linear floor", bottom="linear")
@@ -103,6 +113,7 @@ def run_study(
         for model in config.models:
             runner.run(f"{model.name}: the best settings over seeds", _finals(config, model, chosen))
         _floor(runner)
+        close_ups = _close_ups(runner, searches)
     methods = [_method_summary(runner, search, chosen[search.method.name]) for search in searches]
     summary = Summary(
         name=config.name,
@@ -117,6 +128,7 @@ def run_study(
         steps=total_steps(RunConfig(data=config.data, training=config.training)),
         models=[model.name for model in config.models],
         methods=methods,
+        close_ups=close_ups,
         workers=engine.workers,
         threads=config.training.threads,
     )
@@ -269,6 +281,27 @@ def _floor(runner: _Runner) -> None:
     scores = [-math.inf if math.isnan(score := runner.score(row)) else score for row in rows]
     best = rates[scores.index(max(scores))]
     runner.run("the linear floor over seeds", [plan(best, seed, "final") for seed in config.search.seeds])
+
+
+def _close_ups(runner: _Runner, searches: list[_Search]) -> list[CloseUp]:
+    """Run the plain optimizer again where it first diverged, on every model, with a monitor; it has no row."""
+    config = runner.config
+    found: list[CloseUp] = []
+    plain = next((s.method for s in searches if s.method.rule.name == "naive" and not s.method.warmup_steps), None)
+    if plain is None:
+        return found
+    for model in config.models:
+        fell = [r for r in runner.rows if (r.model, r.method, r.until) == (model.name, plain.name, "selection")]
+        fell = sorted((row for row in fell if row.diverged), key=lambda row: row.multiple)
+        if not fell:
+            continue
+        plan = _plan(config, model, plain, Setting(fell[0].multiple), _SEARCH_SEED, "selection")
+        watched = plan.run.model_copy(update={"monitor": MonitorConfig(every=1, capsules=False)})
+        plan = _Plan(watched, f"close-up {plain.name}", plan.setting)
+        runner.on_phase(f"{model.name}: a close look at {plain.name}", 1)
+        runner.engine.run([Trial(plan.run, runner.out / "trials" / plan.trial)], on_done=runner.on_trial)
+        found.append(CloseUp(model.name, plan.trial, plain.name, fell[0].multiple, fell[0].result["onset"]))
+    return found
 
 
 def _method_summary(runner: _Runner, search: _Search, best: Setting) -> MethodSummary:

@@ -64,6 +64,17 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class CloseUp:
+    """A run that was watched at every step: the plain optimizer at the lowest rate at which it diverged."""
+
+    model: str
+    trial: str
+    method: str
+    multiple: float
+    onset: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a study was and what it selected."""
 
@@ -79,6 +90,7 @@ class Summary:
     steps: int  # of a final run that does not diverge
     models: list[str]
     methods: list[MethodSummary]
+    close_ups: list[CloseUp]
     workers: int
     threads: int
 

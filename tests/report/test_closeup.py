@@ -1,0 +1,82 @@
+"""The moment itself: which run is watched, what is drawn of it, and what is said where there is nothing to draw."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from report.test_page import page
+from surefoot.report.closeup import around, close_up, ratio_map, timeline
+from surefoot.report.folder import Results, read
+
+
+def data(figure: go.Figure) -> list[dict[str, Any]]:
+    return figure.to_dict()["data"]
+
+
+@pytest.fixture
+def results(study: Path) -> Results:
+    return read(study)
+
+
+def test_the_lowest_rate_at_which_the_plain_optimizer_diverged_is_watched(results: Results) -> None:
+    assert results.summary["close_ups"]
+    for entry in results.summary["close_ups"]:
+        fell = [t for t in results.trials if (t.model, t.method, t.until) == (entry["model"], "naive", "selection")]
+        fell = [t for t in fell if t.diverged]
+        lowest = min(fell, key=lambda trial: trial.multiple)
+        assert (entry["multiple"], entry["onset"], entry["method"]) == (lowest.multiple, lowest.onset, "naive")
+        assert entry["trial"] not in {trial.name for trial in results.trials}  # it has no row: nothing is scored by it
+
+
+def test_a_watched_run_is_the_run_that_diverged(results: Results) -> None:
+    for entry in results.summary["close_ups"]:
+        trial = next(
+            t for t in results.trials if t.diverged and t.model == entry["model"] and t.multiple == entry["multiple"]
+        )
+        rows, steps = results.watched(entry["trial"]), results.steps(trial)
+        assert rows is not None
+        assert steps is not None
+        both, loss = min(len(rows), len(steps)), f"loss/{results.summary['select_by']}"
+        assert rows[loss][:both].to_list() == steps[loss][:both].to_list()
+
+
+def test_every_layer_can_be_chosen_and_is_in_the_map(results: Results) -> None:
+    for entry in results.summary["close_ups"]:
+        seen = close_up(results, entry["model"])
+        assert seen is not None
+        traces, (heat,) = data(around(results, seen)), data(ratio_map(seen))
+        of_layers = [trace for trace in traces if "meta" in trace]
+        assert {t["meta"]["choice"] for t in of_layers} == set(seen.layers.values()) == set(heat["y"])
+        assert len(heat["z"]) == len(seen.layers)
+        assert len(heat["z"][0]) == len(seen.rows)
+        shown = [t for t in of_layers if t["visible"]]
+        assert {t["meta"]["choice"] for t in shown} == {seen.layers[seen.began]}
+        names = [t["name"] for t in shown]
+        assert names[:3] == ["gradient norm", "gradient norm / weight norm", "Clippy's ratio"]
+        assert {"GC would give", "Clippy would give"} <= set(names)
+
+
+def test_the_timeline_has_a_line_for_each_run_that_left_the_road(results: Results) -> None:
+    for model in results.models:
+        figure = timeline(results, model)
+        left = {
+            f"{method.name} {trial.multiple:g}x"
+            for method in results.methods
+            for trial in results.sweep(model, method)
+            if results.events(trial)
+        }
+        drawn = {label for trace in data(figure) for label in trace["y"]} if figure else set()
+        assert drawn == left
+
+
+def test_a_run_that_was_not_watched_leaves_a_sentence(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    for entry in json.loads((copy / "summary.json").read_text())["close_ups"]:
+        shutil.rmtree(copy / "trials" / entry["trial"])
+    assert all(close_up(read(copy), model) is None for model in read(copy).models)
+    assert "did not diverge, or its run was not watched" in page(copy)
