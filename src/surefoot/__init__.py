@@ -1,5 +1,8 @@
 """Keeps multitask ranking models from diverging in training."""
 
+from surefoot.monitor.capsule import Ring
+from surefoot.monitor.recorder import Monitor
+from surefoot.monitor.recovery import Recovery
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.attach import ClipHandle, clip_updates
 from surefoot.optim.classical import clip_gradients
@@ -32,8 +35,11 @@ __all__ = [
     "GlobalGradientClip",
     "GradientClip",
     "GroupSpec",
+    "Monitor",
     "NoClip",
     "NonFinite",
+    "Recovery",
+    "Ring",
     "Rule",
     "TrustRatio",
     "__version__",
