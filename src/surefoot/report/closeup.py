@@ -76,13 +76,14 @@ def around(results: Results, seen: CloseUp) -> go.Figure:
     ]
     kept = [trace for trace in traces if trace is not None]
     powers = {"type": "log", "nticks": 5, "exponentformat": "power"}
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
     onset = {"type": "line", "x0": seen.onset, "x1": seen.onset, "y0": 0, "y1": 1, "yref": "paper"}
     return go.Figure(
         kept,
         style.layout(
             620,
             showlegend=True,
-            legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+            legend=legend | {"entrywidth": 0.48, "entrywidthmode": "fraction"},
             shapes=[onset | {"line": {"color": style.MUTED, "width": 1, "dash": "dot"}}],
             xaxis=style.axis("step", anchor="y3"),
             yaxis=style.axis("relative loss", type="log", domain=[0.76, 1], nticks=4, tickformat=".3~g"),
