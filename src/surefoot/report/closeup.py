@@ -180,7 +180,7 @@ def _what_if(results: Results, seen: CloseUp, layer: str) -> list[go.Scatter | N
         color = next(spare) if method is None else looks[method.name].color
         column = f"what_if/{label}/{layer}"
         if column in seen.rows.columns:
-            name = f"{label if method is None else method.name} would give"
+            name = f"{rule.replace('_', ' ') if method is None else method.name} would give"
             traces.append(_line(seen, column, name, color, "y3", layer=layer, dash="dot"))
     return traces
 
