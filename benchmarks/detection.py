@@ -1,6 +1,6 @@
 """Does the detector see divergences, early, and is it quiet otherwise? Real runs, recorded once; rivals beside it.
 
-    python benchmarks/detection.py record [--processes 2]   # 20 minutes on two idle cores; goes on where it was stopped
+    python benchmarks/detection.py record [--processes 2]   # 20 minutes of CPU; goes on where it was stopped
     python benchmarks/detection.py score                    # a few minutes; writes benchmarks/results/detection.txt
 
 What the modules beside this one say in full:
@@ -14,11 +14,11 @@ What the modules beside this one say in full:
 - ``detection_score``: half of the set-ups may set thresholds; the other half is reported.
 
 "found": an alarm starts at most 50 steps before the onset, not before the fault, and no later than the end of the run
-(full) or the recovery (micro). "delay": the median over full divergences of alarm less onset; the onset is the first
-step that starts with damaged weights, so -1 is the very step that damaged them. "early": alarmed before the step that
-starts with a point of AUC lost; where a fault damages the model itself that cannot be. "false": alarms that start on
-healthy steps; flags of a rule less than 10 steps apart are one alarm. "open": healthy steps on which an alarm is open,
-or a rule would act.
+(full) or the recovery (micro). "delay": median and 90 % quantile, over full divergences, of alarm less onset; the onset
+is the first step that starts with damaged weights, so -1 is the very step that damaged them. "early": alarmed before
+the step that starts with a point of AUC lost; where a fault damages the model itself that cannot be. "false": alarms
+that start on healthy steps; flags of a rule less than 10 steps apart are one alarm. "open": healthy steps on which an
+alarm is open, or a rule would act.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from detection_metrics import aucs, constant_losses, scores
 from faults import Fault, none
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -159,7 +160,7 @@ class Recorder:
         """Score the day's rows with weights of the past; keep the best of each score."""
         probe = self.probe(step)
         outputs = torch.stack([model(probe.categorical, probe.dense) for model in models])
-        table, tasks = _scores(outputs, probe.labels, self.tasks), len(self.tasks)
+        table, tasks = scores(outputs, probe.labels, self.tasks), len(self.tasks)
         with np.errstate(invalid="ignore"):
             self.past.append(np.concatenate([np.fmax.reduce(table[:, :tasks]), np.fmin.reduce(table[:, tasks:])]))
 
@@ -218,16 +219,6 @@ def _clip_ratios(params: Sequence[Tensor], sums: Sequence[Tensor | None], rate: 
         update = p.grad / (p.grad.square() + (0.1 if total is None else total)).sqrt()
         ratios.append((update.abs() / (p.abs() * 0.5).add_(0.01)).amax())
     return torch.stack(ratios) * rate
-
-
-def constant_losses(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
-    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0."""
-    mean = labels.mean(0)
-    rate = mean.clamp(1 / len(labels), 1 - 1 / len(labels))
-    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
-    variance = labels.var(0, correction=0).clamp(min=torch.finfo(labels.dtype).tiny)
-    binary = torch.tensor([task.kind is TaskKind.BINARY for task in tasks])
-    return torch.where(binary, entropy, variance)
 
 
 def record(setup: Setup, faults: Sequence[Fault], folder: Path) -> None:
@@ -303,12 +294,12 @@ def _windowed(outputs: Tensor, labels: Tensor, kinds: Sequence[Task], start: int
     looked_at = [s for s in range(MEASURED_BATCHES - 1, steps) if s % MEASURED_EVERY == 0 and s >= start]
     window = torch.tensor(looked_at)[:, None] + torch.arange(1 - MEASURED_BATCHES, 1)  # (looks, batches)
     for i, task in enumerate(kinds):
-        scores = outputs[:, :, i][window].flatten(1).double()
+        seen = outputs[:, :, i][window].flatten(1).double()
         truth = labels[:, :, i][window].flatten(1).double()
         binary = task.kind is TaskKind.BINARY
         if binary:
-            table[looked_at, i] = aucs(scores.numpy(), truth.numpy())
-        predicted = scores.sigmoid() if binary else scores
+            table[looked_at, i] = aucs(seen.numpy(), truth.numpy())
+        predicted = seen.sigmoid() if binary else seen
         table[looked_at, tasks + i] = (predicted.mean(1) / truth.mean(1)).numpy()
         table[looked_at, 2 * tasks + i] = (predicted.std(1) / truth.std(1)).numpy()
     return table[start:]
@@ -321,45 +312,5 @@ def _probed(outputs: Sequence[Tensor], recorder: Recorder, start: int) -> np.nda
     for _, group in days:
         steps = list(group)
         labels = recorder.probe(steps[0]).labels
-        tables.append(_scores(torch.stack([outputs[step - start] for step in steps]), labels, recorder.tasks))
+        tables.append(scores(torch.stack([outputs[step - start] for step in steps]), labels, recorder.tasks))
     return np.concatenate(tables)
-
-
-def _scores(outputs: Tensor, labels: Tensor, kinds: Sequence[Task]) -> np.ndarray:
-    """Return (steps, 2 * tasks) as ``_probed``; outputs are (steps, rows, tasks), labels (rows, tasks)."""
-    steps, _, tasks = outputs.shape
-    constants = constant_losses(labels, kinds)
-    table = np.full((steps, 2 * tasks), np.nan, dtype=np.float32)
-    for i, task in enumerate(kinds):
-        truth = labels[:, i].expand(steps, -1)
-        if task.kind is TaskKind.BINARY:
-            table[:, i] = aucs(outputs[:, :, i].numpy(), truth.numpy())
-            each = nn.functional.binary_cross_entropy_with_logits(outputs[:, :, i], truth, reduction="none")
-        else:
-            each = (outputs[:, :, i] - truth).square()
-        table[:, tasks + i] = (each.double().mean(1) / constants[i]).numpy()
-    return table
-
-
-def aucs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the AUC of each row of scores and 0/1 labels, (runs, rows) each; NaN where a score is not finite.
-
-    Equal scores count half: a constant prediction has AUC 0.5.
-    """
-    order = scores.argsort(axis=1)
-    ordered = np.take_along_axis(scores, order, 1)
-    truth = np.take_along_axis(labels, order, 1)
-    count = scores.shape[1]
-    place = np.arange(count)
-    new = np.ones_like(ordered, dtype=bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
-    ends = np.ones_like(new)
-    ends[:, :-1] = new[:, 1:]
-    last = np.minimum.accumulate(np.where(ends, place, count)[:, ::-1], axis=1)[:, ::-1]
-    ranks = (first + last) / 2
-    positives = truth.sum(1)
-    negatives = count - positives
-    with np.errstate(invalid="ignore", divide="ignore"):
-        area = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
-    return np.where(np.isfinite(scores).all(1), area, np.nan)

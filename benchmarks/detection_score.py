@@ -142,8 +142,9 @@ class Score:
         return 1e4 * self.false / self.healthy if self.healthy else float("nan")
 
     @property
-    def delay(self) -> float:
-        return median(self.delays) if self.delays else float("nan")
+    def delay(self) -> tuple[float, float]:
+        """Median and 90 % quantile."""
+        return (median(self.delays), float(np.quantile(self.delays, 0.9))) if self.delays else (math.nan, math.nan)
 
 
 def score(cases: Iterable[Case], detector: str) -> Score:

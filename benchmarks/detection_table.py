@@ -67,7 +67,7 @@ def _table(cases: list[Case], title: str) -> Iterator[str]:
         f"{title}: {first.full} full ({first.lost} of which lost a point of AUC), {first.micro} micro, "
         f"{first.healthy} healthy steps"
     )
-    heads = f"{'full found':>28s} {'micro found':>13s} {'false / 10k':>16s} {'open / 10k':>10s} {'delay':>6s}"
+    heads = f"{'full found':>28s} {'micro found':>13s} {'false / 10k':>16s} {'open / 10k':>10s} {'delay':>10s}"
     yield f"  {'':48s} {heads} {'early':>12s}"
     for name in cases[0].alarms:
         yield f"  {name:48s} " + _row(score(cases, name))
@@ -83,8 +83,8 @@ def _row(s: Score) -> str:
     false = f"{s.false_rate:.1f} ({s.false})" if s.healthy else "-"
     opened = f"{1e4 * s.open / s.healthy:.0f}" if s.healthy else "-"
     early = f"{s.early}/{s.lost} = {s.early / s.lost:.2f}" if s.lost else "-"
-    delay = f"{s.delay:g}" if s.delays else "-"
-    return f"{full:>28s} {micro:>13s} {false:>16s} {opened:>10s} {delay:>6s} {early:>12s}"
+    delay = f"{s.delay[0]:g}, {s.delay[1]:.0f}" if s.delays else "-"
+    return f"{full:>28s} {micro:>13s} {false:>16s} {opened:>10s} {delay:>10s} {early:>12s}"
 
 
 def _by_fault(cases: list[Case], ours: str) -> Iterator[str]:

@@ -196,28 +196,29 @@ class Panel:
         risen by the lesser of what it and the relative loss have: the one rises where a batch holds large labels, the
         other where it holds none.
         """
-        layers = 0.0
         ratios = [_log(value) for value in signals.clip_ratios.values() if math.isfinite(value)]
+        mean = sum(ratios) / len(ratios) if ratios else 0.0
         if ratios:
-            mean = sum(ratios) / len(ratios)
             self._readings.append((self._layers, mean))
-            if max(ratios) > _RATIO.least:
-                layers = max(0.0, self._rise(self._layers, mean, _LAYERS_FLOOR))
-        risen = {task: self._risen(task, signals) for task in signals.relative_losses}
-        tasks = max(0.0, sum(risen.values()) / math.sqrt(len(risen) or 1))
-        strain = math.hypot(layers, tasks) / self._deviations
-        if strain <= 1:
-            return
+        concern = bool(ratios) and max(ratios) > _RATIO.least
+        for rise in (self._rise_at_most, self._rise):  # the spreads are worked out only if it may come to something
+            layers = max(0.0, rise(self._layers, mean, _LAYERS_FLOOR)) if concern else 0.0
+            risen = {task: self._risen(task, signals, rise) for task in signals.relative_losses or signals.losses}
+            tasks = max(0.0, sum(risen.values()) / math.sqrt(len(risen) or 1))
+            strain = math.hypot(layers, tasks) / self._deviations
+            if strain <= 1:
+                return
         if layers >= tasks:
             watch, values = _RATIO, signals.clip_ratios
             name = max(values, key=lambda n: _log(values[n]) - self._level("clip_ratio", n).median)
         else:
-            watch, values = _RELATIVE, signals.relative_losses
+            known = bool(signals.relative_losses)
+            watch, values = (_RELATIVE, signals.relative_losses) if known else (_LOSS, signals.losses)
             name = max(risen, key=lambda n: risen[n])
         reason = _change(watch, name, self._level(watch.signal, name), _log(values[name]))
         yield Finding(watch.signal, name, watch.per_layer, strain, reason)
 
-    def _risen(self, task: str, signals: Signals) -> float:
+    def _risen(self, task: str, signals: Signals, rise: Callable[[Level, float, float], float]) -> float:
         """Return how many deviations a task's loss has risen; 0 where that cannot be said."""
         rises = []
         for watch, values in ((_RELATIVE, signals.relative_losses), (_LOSS, signals.losses)):
@@ -225,12 +226,16 @@ class Panel:
             if value is not None:
                 if not math.isfinite(value):
                     return 0.0
-                rises.append(self._rise(self._level(watch.signal, task), _log(value), watch.floor))
+                rises.append(rise(self._level(watch.signal, task), _log(value), watch.floor))
         return min(rises)
 
     def _rise(self, level: Level, x: float, floor: float) -> float:
         """Return how many deviations ``x`` lies above the level; 0 before the level judges."""
         return (x - level.median) / max(level.spread(), floor) if len(level) >= self._window else 0.0
+
+    def _rise_at_most(self, level: Level, x: float, floor: float) -> float:
+        """Return what ``_rise`` cannot be above, without the spread."""
+        return max(0.0, x - level.median) / floor if len(level) >= self._window else 0.0
 
     def _level(self, signal: str, name: str) -> Level:
         levels = self._levels[signal]
