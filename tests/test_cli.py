@@ -73,7 +73,8 @@ def test_study_then_report_again(tmp_path: Path):
 
 
 def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):
-    (tmp_path / "study.toml").write_text(TINY_STUDY)
+    longer = TINY_STUDY.replace("rows_per_day = 128", "rows_per_day = 1024")  # so that there is time to interrupt it
+    (tmp_path / "study.toml").write_text(longer)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "surefoot", "study", str(tmp_path / "study.toml"), "--out", str(out)]
     running = subprocess.Popen(
@@ -82,6 +83,7 @@ def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):
     deadline = time.monotonic() + 60
     while not list(out.glob("trials/*/events.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert running.poll() is None, "it had finished before it could be interrupted"
     os.killpg(running.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the workers too
     stderr = running.communicate(timeout=60)[1]
     assert running.returncode == 130, stderr
