@@ -77,6 +77,7 @@ def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):
     (tmp_path / "study.toml").write_text(longer)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "surefoot", "study", str(tmp_path / "study.toml"), "--out", str(out)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so do children
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
