@@ -105,12 +105,12 @@ class Outcome:
     peak: float  # largest relative loss
 
 
-@lru_cache(maxsize=4)
-def load(data: str, seed: int) -> Log:
-    """Return a log of the days to train on and those to score."""
+@lru_cache(maxsize=2)
+def load(data: str, world: int) -> Log:
+    """Return a log of the days to train on and those to score; the seeds of a table share a world."""
     if data == "completejourney":
         return completejourney.load(DAYS + SCORED_DAYS)
-    return synthetic.make(days=DAYS + SCORED_DAYS, rows_per_day=2048, seed=seed)
+    return synthetic.make(days=DAYS + SCORED_DAYS, rows_per_day=2048, seed=world)
 
 
 def make_model(log: Log) -> nn.Module:
@@ -139,7 +139,7 @@ def run(case: Case) -> Outcome:
     """Train one case; return how it ended."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)
-    log = load(case.data, case.seed)
+    log = load(case.data, case.seed // SEEDS)
     torch.manual_seed(case.seed)
     model = make_model(log)
     parameters, (rule, rate) = split_parameters(model), RULES[case.rule]
@@ -291,20 +291,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--faults", nargs="+", default=[*SURVIVABLE, *FOR_GOOD], choices=[*SURVIVABLE, *FOR_GOOD])
     parser.add_argument("--ladders", nargs="+", default=[*LADDERS], choices=[*LADDERS])
-    parser.add_argument("--each", action="store_true", help="a line for each run")
+    parser.add_argument("--each", action="store_true", help="a line for each run, as it ends")
     parser.add_argument("--out", type=Path, help="also write the table there")
     options = parser.parse_args()
     first = LOOKING_SEEDS if options.look else SEEDS
     todo = list(cases(options.faults, options.ladders, range(first, first + options.seeds)))
+    outcomes: dict[Case, Outcome] = {}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        table = Table(dict(zip(todo, pool.map(run, todo, chunksize=2), strict=True)))
-    if options.each:
-        for case, outcome in table.outcomes.items():
-            verdict = "well" if table.well(case) else "BAD "
-            print(
-                f"{verdict} {case.fault} {case.ladder} {case.data} {case.rule} {case.seed}: AUC {outcome.auc:.4f}, "
-                f"lost {table.loss(case):+.4f}, peak {outcome.peak:.3g} {' '.join(outcome.events)}"
-            )
+        for case, outcome in zip(todo, pool.map(run, todo), strict=True):
+            outcomes[case] = outcome
+            if options.each:
+                lost = f"lost {outcomes[case.twin].auc - outcome.auc:+.4f}{', stopped' if outcome.stopped else ''}"
+                print(
+                    f"{case.fault} {case.ladder} {case.data} {case.rule} {case.seed}: AUC {outcome.auc:.4f}, "
+                    f"{lost}, peak {outcome.peak:.3g} {' '.join(outcome.events)}",
+                    flush=True,
+                )
+    table = Table(outcomes)
     lines = [
         f"torch {torch.__version__}, {platform.machine()}, seeds {first} to {first + options.seeds - 1}, "
         f"{DAYS * STEPS_PER_DAY} steps of {BATCH} rows",

@@ -318,6 +318,35 @@ def test_data_that_have_changed_for_good_are_accepted(folder: Path):
     assert (loop.recovery.holding, loop.told[-1]) == (False, "accepted")
     assert (loop.detector.healthy, loop.detector.shown) == (True, 0)  # it starts anew
     assert moved(loop)
+    then = loop.recovery.steps
+    assert loop.step(Sign(then - 1, "loss")) is Action.NONE  # learning what is new looks like harm
+    assert loop.step(Sign(then, "clip_ratio")) is Action.SLOWED
+    loop.detector.healthy = False
+    assert set(loop.run(27)) == {Action.NONE}
+    assert loop.detector.healthy  # 30 steps later it starts anew once more
+    assert loop.step(Sign(loop.recovery.steps - 1, "loss")) is Action.ROLLED_BACK
+    assert not loop.recovery.holding  # old weights can tell nothing of the new data
+    assert loop.step(Sign(loop.recovery.steps - 1, "loss")) is Action.NONE  # and learn them again
+
+
+def test_rather_slow_down_than_unlearn_what_was_accepted(folder: Path):
+    loop = Loop(folder, Ladder(confirm=5, roll_back=RollBack(look=2, hold=2, longest_hold=2)), every=20)
+    loop.run(44)
+    loop.detector.healthy = False
+    loop.step(Sign(43, "auc"))
+    loop.run(3)
+    loop.detector.healthy = False
+    loop.run(1)
+    assert loop.told == ["alarm", "looking", "rolled_back", "accepted"]
+    loop.run(6)
+    actions = [loop.step(Sign(loop.recovery.steps - 1, "loss"))]
+    loop.detector.healthy = False
+    actions += loop.run(13)
+    assert [action for action in actions if action is not Action.NONE] == [
+        Action.LOOKING,
+        Action.SLOWED,
+        Action.ROLLED_BACK,
+    ]
 
 
 def test_at_most_three_roll_backs_in_a_row_then_it_stops_and_every_checkpoint_stays(folder: Path):

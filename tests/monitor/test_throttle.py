@@ -179,6 +179,38 @@ def test_while_held_a_closure_is_called_and_moves_nothing(make: Callable[[Params
     assert (len(losses), equal(host_copy([*params], "after"), before)) == (2, True)
 
 
+CLIPPY: dict[str, Callable[[Params], Optimizer]] = {
+    "surefoot": lambda p: surefoot.Adagrad(p, 0.1, rule=TIGHT),
+    "eager": lambda p: surefoot.Adagrad(p, 0.1, rule=TIGHT, fused=False),
+    "AdamW": lambda p: clipped(torch.optim.AdamW(p, 0.1), TIGHT),
+}
+
+
+def measured_by(optimizer: Optimizer) -> list[float]:
+    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
+    (source,) = [each for each in (optimizer, *owners) if isinstance(each, surefoot.Adagrad | surefoot.ClipHandle)]
+    return [float(measure) for measure in source.measures().values()]
+
+
+@over("make", CLIPPY)
+def test_what_a_rule_measures_is_that_of_the_lowered_rate(make: Callable[[Params], Optimizer]):
+    """A monitor asks how far the step goes beyond the configured bounds; one at an eighth goes an eighth as far."""
+    found: list[list[float]] = []
+    for factor in (1.0, 0.125):
+        optimizer = make(parameters())
+        optimizer.step()
+        throttle = Throttle([optimizer])
+        throttle.factor = factor
+        optimizer.step()
+        found.append(measured_by(optimizer))
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = None
+        optimizer.step()  # measures nothing
+        assert measured_by(optimizer) == found[-1]
+    assert len(found[0]) == 2
+    assert found[1] == pytest.approx([8 * measure for measure in found[0]], rel=1e-4)
+
+
 def test_removed_it_is_gone():
     params = parameters()
     optimizer = torch.optim.SGD(params, 0.1)

@@ -37,6 +37,13 @@ class Entry(NamedTuple):
     path: Path
 
 
+def step_of(path: Path) -> int:
+    """Return how many steps had been taken when a checkpoint was saved."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
 class Checkpoints:
     """A folder of checkpoints, each whole or not there.
 

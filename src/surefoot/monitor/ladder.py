@@ -47,7 +47,8 @@ class RollBack:
             batch that did no harm, and nothing goes back. 0: go back at once.
         hold: batches that it looks at after going back, before it takes a step; twice as many with each roll-back in a
             row, and more while an alarm on one of them shows that it is the data that are bad.
-        longest_hold: batches after which it goes on even so: data that have changed for good must be learnt.
+        longest_hold: batches after which it goes on even so: data that have changed for good must be learnt, and for
+            ``Ladder.confirm`` steps no alarm about that is acted on.
         at_most: roll-backs in a row. The count starts again once the rate is whole and a checkpoint made since has been
             found healthy.
 
@@ -60,7 +61,7 @@ class RollBack:
     steps: int = 20
     look: int = 10
     hold: int = 5
-    longest_hold: int = 50
+    longest_hold: int = 30
     at_most: int = 3
 
     def __post_init__(self) -> None:
@@ -155,6 +156,7 @@ class State:
     hold: int = 0  # batches it looks at, at least, after a bad one
     hold_until: int = 0
     hold_limit: int = 0
+    accepted: int = -1  # steps at which data were last taken as they are
     stopped: bool = False
     pending: list[int] = field(default_factory=list)  # checkpoints not tagged yet
 

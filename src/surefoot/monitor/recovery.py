@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from surefoot import checks
 from surefoot.errors import InputError
-from surefoot.monitor.checkpoint import Checkpoints, Tag, collect_state, restore_state
+from surefoot.monitor.checkpoint import Checkpoints, Tag, collect_state, restore_state, step_of
 from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
 from surefoot.monitor.skips import SkipRung, on_any_rank
@@ -182,6 +182,8 @@ class Recovery:
         calm = alarm is None and (self._detector is None or self._detector.healthy)
         if self.holding:
             return self._look(calm, alarm)
+        if not calm and state.accepted >= 0 and state.steps <= state.accepted + self.ladder.confirm:
+            return self._learn(alarm)
         if alarm is not None:
             return self._climb(alarm.step, alarm.signal, alarm.reason)
         if calm:
@@ -253,10 +255,11 @@ class Recovery:
         if ladder.slow is not None and early and state.rung is not Action.SLOWED:
             return self._slow(ladder.slow, reason)
         if ladder.roll_back is not None and state.roll_backs < ladder.roll_back.at_most:
-            if ladder.roll_back.look and fresh:
+            if ladder.roll_back.look and state.rung not in (Action.LOOKING, Action.SLOWED):
                 return self._begin_look(ladder.roll_back, reason)
-            if (path := self.checkpoints.latest_healthy_of_all(state.onset)) is not None:
-                return self._roll_back(ladder.roll_back, path, reason)
+            action = self._go_back(ladder.roll_back, reason)
+            if action is not Action.NONE:
+                return action
         if ladder.slow is not None and fresh:
             return self._slow(ladder.slow, reason)
         if ladder.stop:
@@ -277,22 +280,37 @@ class Recovery:
         self._throttle.factor = self._state.lower(self._state.factor * slow.factor, slow.steps)
         self._log("slowed", rate_factor=self._state.factor, reason=reason)
 
+    def _go_back(self, how: RollBack, reason: str) -> Action:
+        """Roll back if there is something to go back to; rather slow down first than unlearn data accepted since."""
+        state, slow = self._state, self.ladder.slow
+        path = self.checkpoints.latest_healthy_of_all(state.onset)
+        if path is None:
+            return Action.NONE
+        if step_of(path) < state.accepted and slow is not None and state.rung is not Action.SLOWED:
+            return self._slow(slow, reason)
+        return self._roll_back(how, path, reason)
+
     def _roll_back(self, how: RollBack, path: Path, reason: str) -> Action:
         """Put everything but the loader back, and look at the next batches first."""
-        state = self._state
+        state, back_to = self._state, step_of(path)
         self._on_roll_back()
         saved = self.checkpoints.load(path)
         if self._monitor is not None:
             saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
         restore_state(saved, self._model, self._optimizers, **self._parts)
-        self._old_detector = saved["named"].get("detector")
-        back_to = saved["recovery"]["steps"]
         self.checkpoints.tag_suspect(back_to)
         state.pending = []
         state.roll_backs += 1
         state.rolled_at = state.steps
         self._throttle.factor = state.lower(how.factor**state.roll_backs, how.steps)
-        self._hold(how.hold * 2 ** (state.roll_backs - 1), how.longest_hold)
+        if back_to < state.accepted:  # these weights do not know the data as they are now
+            state.accepted = state.steps
+            self._start_detector_anew()
+            self._hold(0, 0)
+        else:
+            self._hold(how.hold * 2 ** (state.roll_backs - 1), how.longest_hold)
+        if self._monitor is None and self._detector is not None:
+            self._old_detector = host_copy(self._detector.state_dict(), "detector")
         self._log(
             "rolled_back",
             steps=back_to,
@@ -331,17 +349,28 @@ class Recovery:
                 return self._release("released")
             if state.steps < state.hold_until:
                 return Action.NONE
-            path = self.checkpoints.latest_healthy_of_all(state.onset)
-            reason = f"no better after a look at {how.look} batches"
-            return self._release("released") if path is None else self._roll_back(how, path, reason)
+            self._throttle.held = False
+            action = self._go_back(how, f"no better after a look at {how.look} batches")
+            return self._release("released") if action is Action.NONE else action
         if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
             self._lower(self.ladder.slow, alarm.reason)  # not the data: the step that it would take is too large
         if not calm and state.steps >= state.hold_limit:  # healthy weights find it so: that is how data are now
             self._start_detector_anew()
+            state.accepted = state.steps
             return self._release("accepted")
         if not calm:
             state.hold_until = state.steps + state.hold
         return Action.NONE if state.steps < state.hold_until else self._release("released")
+
+    def _learn(self, alarm: Alarm | None) -> Action:
+        """Let the run learn data that have just been accepted, which looks like harm: smaller steps at the most."""
+        state = self._state
+        state.clean = 0
+        if state.steps == state.accepted + self.ladder.confirm:
+            self._start_detector_anew()
+        if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
+            return self._slow(self.ladder.slow, alarm.reason)
+        return Action.NONE
 
     def _start_detector_anew(self) -> None:
         """Let the detector learn what is healthy from here on; what it has reported stays."""

@@ -53,8 +53,9 @@ class Throttle:
 
     The factor is put on the rate, and on the thresholds of a rule that looks at the rate (``slowed``), when a step
     begins, and taken off when it ends: schedulers, checkpoints and logs never see it, and a rate that a scheduler sets
-    is multiplied all the same. A factor of 1 touches nothing. While ``held``, a step sees no gradients, so that neither
-    weights nor state nor step counters change.
+    is multiplied all the same. What a rule measures is told as by the configured rule at the lowered rate. A factor
+    of 1 touches nothing. While ``held``, a step sees no gradients, so that neither weights nor state nor step counters
+    change.
 
     Args:
         optimizers: surefoot's or torch's, with ``clip_updates`` on them or without, attached before or after.
@@ -78,6 +79,7 @@ class Throttle:
         self.factor = 1.0
         self.held = False
         self._undo: dict[int, list[Callable[[], None]]] = {}  # by optimizer, between the hooks
+        self._measured: dict[Tensor, Tensor] = {}  # as told to whoever asks
         self._hooks = []
         self._last: dict[int, Callable[[], None]] = {}
         for optimizer in optimizers:
@@ -102,8 +104,10 @@ class Throttle:
             default = None if handle is None else handle._rule
             for group in optimizer.param_groups:
                 _put(group, "lr", self.factor * group["lr"], undo)
-                if (rule := group.get("rule", default)) is not None:
-                    _put(group, "rule", slowed(rule, self.factor), undo)
+                rule = group.get("rule", default)
+                if rule is not None and (lowered := slowed(rule, self.factor)) != rule:
+                    _put(group, "rule", lowered, undo)
+                    undo.insert(0, partial(self._measure_as_configured, optimizer, group, lowered, rule, self.factor))
         return self._hold(optimizer, args, kwargs, undo) if self.held else None
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -113,6 +117,24 @@ class Throttle:
     def _restore(self, optimizer: Optimizer) -> None:
         for undo in self._undo.pop(id(optimizer), []):
             undo()
+
+    def _measure_as_configured(
+        self, optimizer: Optimizer, group: dict[str, Any], lowered: Rule, rule: Rule, factor: float
+    ) -> None:
+        """Let what the lowered rule has measured be what the configured one measures at the lowered rate.
+
+        Its bounds are 1 / factor times as wide; against its own bounds a step would look as large as before.
+        """
+        if isinstance(optimizer, Adagrad):
+            optimizer._last = [
+                (params, rule, measure / factor) if used == lowered else (params, used, measure)
+                for params, used, measure in optimizer._last
+            ]
+        if (handle := _handle(optimizer)) is not None:
+            for param in group["params"]:
+                measure = handle._measures.get(param)
+                if measure is not None and measure is not self._measured.get(param):  # not of an earlier step
+                    self._measured[param] = handle._measures[param] = measure / factor
 
     def _hold(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], undo: list[Any]) -> Any:
         """Hide the gradients from the step; those that a closure makes, once it has made them."""
