@@ -28,35 +28,50 @@ class Task:
         weight: of its loss in the sum over tasks.
         judged: whether verdicts and selection look at it; a task with too few positives a day to tell good from
             bad is trained and shown, but not judged by.
+        masked: whether some rows do not count for it; their label is NaN.
     """
 
     name: str
     kind: TaskKind
     weight: float = 1.0
     judged: bool = True
+    masked: bool = False
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """One id column: ``rows`` values, 0 to rows - 1."""
+    """One id column: ``rows`` values, 0 to rows - 1.
+
+    With a ``width`` above 1 it has several values a row, at most so many, in as many columns of the tensor next to each
+    other; 0 fills the places of a row that has fewer.
+    """
 
     name: str
     rows: int
+    width: int = 1
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a log, in the order of the tensors' second axis."""
+    """The columns of a log, in the order of the tensors' second axis.
+
+    Args:
+        categorical: a column with several values has ``width`` columns there.
+        dense: names of the real-valued features.
+        tasks: the labels.
+        group: what rows are compared within for the grouped AUC, as a rule the user; None: no such metric.
+    """
 
     categorical: tuple[Categorical, ...]
     dense: tuple[str, ...]
     tasks: tuple[Task, ...]
+    group: str | None = None
 
 
 class Batch(NamedTuple):
     """Some rows of a log."""
 
-    categorical: Tensor  # (rows, categorical columns) int32
+    categorical: Tensor  # (rows, categorical columns, one with several values counted by its width) int32
     dense: Tensor  # (rows, dense columns) float32
     labels: Tensor  # (rows, tasks) float32
 
@@ -76,6 +91,7 @@ class Log:
         starts: (days + 1) row numbers; day i is rows ``starts[i]`` to ``starts[i + 1] - 1``.
         rows: all rows.
         notice: what must be said wherever the data is offered.
+        groups: (rows,) integers, equal where the rows belong to the same group; None if the schema has none.
 
     Raises:
         InputError: if a day has no rows, a value is not finite, an id is out of range or a binary label is neither
@@ -88,6 +104,7 @@ class Log:
     starts: tuple[int, ...]
     rows: Batch
     notice: str = ""
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.rows.categorical.is_floating_point():
@@ -97,13 +114,15 @@ class Log:
                 raise InputError(f"{self.name}: day {day} has no rows; expected at least one in every day partition")
         names = [task.name for task in self.schema.tasks]
         self._refuse(~self.rows.dense.isfinite(), list(self.schema.dense), "non-finite values", "finite numbers")
-        self._refuse(~self.rows.labels.isfinite(), names, "non-finite labels", "finite numbers")
-        sizes = torch.tensor([column.rows for column in self.schema.categorical])
+        masked = torch.tensor([task.masked for task in self.schema.tasks]) & self.rows.labels.isnan()
+        self._refuse(~(self.rows.labels.isfinite() | masked), names, "non-finite labels", "finite numbers")
+        per_column = [column for column in self.schema.categorical for _ in range(column.width)]
+        sizes = torch.tensor([column.rows for column in per_column])
         outside = (self.rows.categorical < 0) | (self.rows.categorical >= sizes)
-        columns = [column.name for column in self.schema.categorical]
+        columns = [column.name for column in per_column]
         self._refuse(outside, columns, "ids out of range", "ids from 0 to the column's rows - 1")
         binary = torch.tensor([task.kind is TaskKind.BINARY for task in self.schema.tasks])
-        odd = binary & (self.rows.labels != 0) & (self.rows.labels != 1)
+        odd = binary & ~masked & (self.rows.labels != 0) & (self.rows.labels != 1)
         self._refuse(odd, names, "labels other than 0 and 1", "0 or 1 for a binary task")
 
     def _refuse(self, wrong: Tensor, columns: list[str], what: str, expected: str) -> None:
