@@ -25,7 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("data.schema",),  # batches, tasks: what models, metrics and logs have in common
     ("rules",),
-    ("checks", "errors"),
+    ("checks", "settings"),
+    ("errors",),
 )
 ONLY: dict[str, set[str]] = {  # tighter than the floor
     "report": {"report", "errors"},  # reads result files: no torch, nor a part that imports it

@@ -70,7 +70,8 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder, new or empty.")] = Path("runs/run"),
 ) -> None:
     """Train one model; exit with 3 if it diverges."""
-    from surefoot.study.config import RunConfig, load
+    from surefoot.settings import load
+    from surefoot.study.config import RunConfig
     from surefoot.study.trial import load_log, run_trial, total_steps
 
     run = load(RunConfig, config)

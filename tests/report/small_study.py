@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from surefoot.study.config import StudyConfig, parse
+from surefoot.settings import parse
+from surefoot.study.config import StudyConfig
 from surefoot.study.protocol import run_study
 
 FOLDER = "small-study"  # under pytest's own folder: whoever asks second finds it finished

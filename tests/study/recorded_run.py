@@ -8,7 +8,8 @@ from surefoot.monitor import capsule_files
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.capsule_files import Capsule
 from surefoot.monitor.throttle import Throttle
-from surefoot.study.config import RunConfig, dump
+from surefoot.settings import dump
+from surefoot.study.config import RunConfig
 from surefoot.study.trial import assemble, load_log
 from surefoot.training.loop import take_step
 

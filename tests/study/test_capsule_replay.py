@@ -12,8 +12,9 @@ from surefoot.data.schema import Batch
 from surefoot.errors import InputError
 from surefoot.monitor import capsule_files
 from surefoot.monitor.capsule_files import Capsule
+from surefoot.settings import dump
 from surefoot.study import replay_tables
-from surefoot.study.config import RuleConfig, RunConfig, dump
+from surefoot.study.config import RuleConfig, RunConfig
 from surefoot.study.replay import examine, rebuild
 from surefoot.study.trial import run_trial
 from surefoot.training.replay import replay

@@ -7,8 +7,9 @@ import pytest
 
 from surefoot import rules
 from surefoot.errors import InputError
+from surefoot.settings import dump, load, parse
 from surefoot.study import config
-from surefoot.study.config import RULES, RuleConfig, RunConfig, StudyConfig, dump, load, load_study, parse, with_changes
+from surefoot.study.config import RULES, RuleConfig, RunConfig, StudyConfig, load_study, with_changes
 
 
 def test_every_rule_has_a_name():

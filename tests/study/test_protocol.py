@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from surefoot.errors import InputError
-from surefoot.study.config import StudyConfig, load, parse
+from surefoot.settings import load, parse
+from surefoot.study.config import StudyConfig
 from surefoot.study.protocol import Setting, _Search, run_study
 from surefoot.study.results import Study
 

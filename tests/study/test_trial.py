@@ -9,7 +9,8 @@ import torch
 
 from surefoot.errors import InputError
 from surefoot.monitor import journal
-from surefoot.study.config import RecoveryConfig, RunConfig, load
+from surefoot.settings import load
+from surefoot.study.config import RecoveryConfig, RunConfig
 from surefoot.study.trial import read_result, run_trial, total_steps
 
 TINY = RunConfig.model_validate(

@@ -1,28 +1,25 @@
-"""What a run and a study are made of, and the sentences that say what is wrong with one.
+"""What a run and a study are made of.
 
 The same objects in Python or in TOML. Here, at the edge, rules, models and data sets have names.
 """
 
 import tomllib
-from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import tomli_w
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from surefoot import rules
 from surefoot.errors import InputError
 from surefoot.monitor.ladder import Ladder, RollBack, Slow
+from surefoot.settings import choice, load, one_of, parse, unknown_key
 
 RULES: dict[str, type[rules.Rule]] = dict(
     zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
 )
-
-T = TypeVar("T", bound=BaseModel)
 
 
 class _Section(BaseModel, frozen=True, extra="forbid"):
@@ -71,11 +68,11 @@ class RuleConfig(BaseModel, frozen=True, extra="allow"):
 
     @model_validator(mode="after")
     def _known(self) -> "RuleConfig":
-        _one_of("rule.name", self.name, list(RULES))
+        one_of("rule.name", self.name, list(RULES))
         known = list(signature(RULES[self.name]).parameters)
         for key in self.model_extra or {}:
             if key not in known:
-                raise ValueError(_unknown_key(f"rule.{key}", key, known))
+                raise ValueError(unknown_key(f"rule.{key}", key, known))
         self.build()
         return self
 
@@ -166,7 +163,7 @@ class MethodConfig(_Section, frozen=True):
             )
         if self.vary is not None:
             known = list(signature(RULES[self.rule.name]).parameters)
-            _one_of(f"method {self.name!r}: vary", self.vary, known)
+            one_of(f"method {self.name!r}: vary", self.vary, known)
         return self
 
 
@@ -246,88 +243,6 @@ def with_changes(
         known = {model.name: model for model in config.models}
         for name in models:
             if name not in known:
-                raise InputError(_choice("--model", name, list(known)))
+                raise InputError(choice("--model", name, list(known)))
         table["models"] = [known[name].model_dump() for name in models]
     return parse(StudyConfig, table, "--data")
-
-
-def load(kind: type[T], path: Path) -> T:
-    """Return the configuration of a TOML file.
-
-    Raises:
-        InputError: naming the file and what is wrong in it.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    return parse(kind, table, str(path))
-
-
-def parse(kind: type[T], table: Mapping[str, Any], origin: str) -> T:
-    """Return the configuration of a table.
-
-    Args:
-        kind: what to make.
-        table: as read from TOML.
-        origin: where it came from, for the message.
-
-    Raises:
-        InputError: one sentence on the first thing wrong.
-    """
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        raise InputError(f"{origin}: {_sentence(kind, error)}") from None
-
-
-def dump(config: BaseModel) -> str:
-    """Return the complete configuration as TOML; a key whose value is none is left out."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
-    """Put the first of pydantic's errors into a sentence."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(key, str(first["loc"][-1]), _keys_at(kind, first["loc"][:-1]))
-    if first["type"] == "missing":
-        return f"{key} is missing; expected a value"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    if first["type"] == "literal_error":
-        known = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ",").split(",")]
-        return _choice(key, first["input"], known)
-    return f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section at ``path``."""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = kind.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", (annotation,))
-        kind = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
-    return list(kind.model_fields)
-
-
-def _unknown_key(key: str, name: str, known: list[str]) -> str:
-    if not known:
-        return f"{key} is not a known key; expected none here"
-    return f"{key} is not a known key; the closest is {get_close_matches(name, known, 1, 0.0)[0]!r}"
-
-
-def _one_of(key: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        raise ValueError(_choice(key, value, known))
-
-
-def _choice(key: str, value: Any, known: list[str]) -> str:
-    closest = get_close_matches(str(value), known, 1, 0.0)
-    hint = f" (closest: {closest[0]})" if closest else ""
-    return f"{key} is {value!r}; expected one of {', '.join(known) or 'none'}{hint}"

@@ -21,6 +21,7 @@ from typing import Any
 
 from surefoot.data.schema import TaskKind
 from surefoot.errors import InputError
+from surefoot.settings import dump, load
 from surefoot.study.config import (
     MethodConfig,
     ModelConfig,
@@ -28,8 +29,6 @@ from surefoot.study.config import (
     RuleConfig,
     RunConfig,
     StudyConfig,
-    dump,
-    load,
 )
 from surefoot.study.engine import LocalEngine, Trial
 from surefoot.study.results import CloseUp, MethodSummary, Row, Study, Summary, write

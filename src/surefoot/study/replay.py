@@ -17,7 +17,8 @@ from surefoot.monitor import capsule_files
 from surefoot.monitor.capsule_files import Capsule, StepRecord
 from surefoot.monitor.throttle import Throttle
 from surefoot.rules import Rule
-from surefoot.study.config import RULES, RuleConfig, RunConfig, parse
+from surefoot.settings import parse
+from surefoot.study.config import RULES, RuleConfig, RunConfig
 from surefoot.study.trial import Parts, assemble, load_log
 from surefoot.training.culprits import Bisection, bisect
 from surefoot.training.loop import take_step

@@ -15,7 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from surefoot.study.config import StudyConfig, dump
+from surefoot.settings import dump
+from surefoot.study.config import StudyConfig
 
 _PACKAGES = ("surefoot", "torch", "numpy", "polars", "torchmetrics")
 

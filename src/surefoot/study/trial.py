@@ -37,7 +37,8 @@ from surefoot.monitor.recovery import Recovery
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig, dump
+from surefoot.settings import dump
+from surefoot.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig
 from surefoot.training.care import Care, described
 from surefoot.training.loop import Run, train, warm_up
 
