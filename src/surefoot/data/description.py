@@ -28,6 +28,8 @@ class Day(_Part, frozen=True):
         format: of a text, as in ``strptime``; by default both forms above.
         unit: of a number.
         offset_hours: from the log's clock to the local one, whose midnight parts the days.
+        order: a column that sorts the rows of a day; by default they keep the files' order, or that of the times in
+            ``column``.
         file: every file is a day, in the files' natural order.
         rows: for a log without time, pseudo-days of so many rows each, in the log's order.
     """
@@ -36,6 +38,7 @@ class Day(_Part, frozen=True):
     format: str | None = None
     unit: Literal["s", "ms", "us", "ns", "days"] | None = None
     offset_hours: float = Field(default=0.0, ge=-24, le=24)
+    order: str | None = None
     file: bool = False
     rows: int | None = Field(default=None, ge=1)
 
@@ -198,6 +201,7 @@ class Description(_Part, frozen=True):
         group: the column that the grouped AUC compares within, as a rule the user's.
         after_event: columns that are known only after what the labels tell has happened, as a play time is after a
             click: never features.
+        repeated: what becomes of a row that is equal to another of its day in all columns: kept, or rejected.
         csv: how text files are written.
         notice: what must be said wherever the data is offered.
 
@@ -212,6 +216,7 @@ class Description(_Part, frozen=True):
     label: tuple[LabelColumn, ...] = Field(min_length=1)
     group: str | None = None
     after_event: tuple[str, ...] = ()
+    repeated: Literal["keep", "reject"] = "keep"
     csv: Csv = Csv()
     notice: str = ""
 
@@ -246,7 +251,7 @@ class Description(_Part, frozen=True):
         """The columns that are read from the files, each once."""
         wanted = [each.source for each in (*self.categorical, *self.dense, *self.label)]
         wanted += [label.mask for label in self.label if label.mask]
-        wanted += [column for column in (self.group, self.day.column) if column is not None]
+        wanted += [column for column in (self.group, self.day.column, self.day.order) if column is not None]
         return list(dict.fromkeys(wanted))
 
 
