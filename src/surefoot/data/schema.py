@@ -1,6 +1,7 @@
 """What a log holds: its columns, its days, and the checks that every log passes before anything trains on it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surefoot import checks
 from surefoot.errors import InputError
 
 
@@ -80,6 +82,43 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
 
+class Partitions(NamedTuple):
+    """How a log is cut."""
+
+    days: tuple[str, ...]  # a label for each partition
+    starts: tuple[int, ...]  # (partitions + 1) row numbers
+
+
+def repartitioned(
+    labels: Sequence[str], starts: Sequence[int], *, days: int | None = None, rows: int | None = None
+) -> Partitions:
+    """Return wider partitions: so many of the present ones each, or so many rows each, in the log's order.
+
+    The oldest one also takes what is left over, since every later one is scored and should be full.
+
+    Raises:
+        ValueError: unless one of ``days`` and ``rows`` is given and above 0.
+
+    >>> repartitioned(["mon", "tue", "wed"], [0, 4, 8, 12], rows=5)
+    Partitions(days=('rows 0 to 6', 'rows 7 to 11'), starts=(0, 7, 12))
+    """
+    if (days is None) == (rows is None):
+        raise ValueError(f"days is {days} and rows is {rows}; expected one of them")
+    size = days if days is not None else rows
+    assert size is not None
+    checks.positive("rows" if days is None else "days", size)
+    total = len(labels) if days is not None else starts[-1]
+    count = max(1, total // size)
+    edges = (0, *(total - later * size for later in range(count - 1, -1, -1)))
+    if days is None:
+        return Partitions(tuple(f"rows {first} to {stop - 1}" for first, stop in pairwise(edges)), edges)
+    named = tuple(
+        labels[first] if stop == first + 1 else f"{labels[first]} to {labels[stop - 1]}"
+        for first, stop in pairwise(edges)
+    )
+    return Partitions(named, tuple(starts[edge] for edge in edges))
+
+
 @dataclass(frozen=True)
 class Log:
     """A log in memory: rows sorted by day.
@@ -146,3 +185,26 @@ class Log:
     def day(self, index: int) -> Batch:
         """Return all rows of one day, as views."""
         return self.window(index, index)
+
+    def pieces(self, day: int, rows: int) -> Iterator[Batch]:
+        """Yield all rows of one day, in order, at most ``rows`` at a time, as views."""
+        yield from map(Batch, *(part.split(rows) for part in self.day(day)))
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the rows of these numbers, (rows,) int64, in their order."""
+        return Batch(*(part.index_select(0, rows) for part in self.rows))
+
+    def groups_of(self, day: int) -> Tensor | None:
+        """Return the groups of one day's rows, (rows,) integers; None if the schema has none."""
+        return None if self.groups is None else self.groups[self.starts[day] : self.starts[day + 1]]
+
+    def partitions(self, *, days: int | None = None, rows: int | None = None) -> "Log":
+        """Return the same rows in wider partitions, as ``repartitioned`` cuts them.
+
+        A window's width counts partitions, so this is how its width and stride are given in weeks or in rows.
+
+        Raises:
+            ValueError: unless one of ``days`` and ``rows`` is given and above 0.
+        """
+        cut = repartitioned(self.days, self.starts, days=days, rows=rows)
+        return replace(self, days=cut.days, starts=cut.starts)
