@@ -29,7 +29,7 @@ def columns_of(schema: Schema) -> pa.Schema:
     ids = [pa.field(column.name, _id_type(column.width), nullable=False) for column in schema.categorical]
     numbers = [*schema.dense, *(task.name for task in schema.tasks)]
     floats = [pa.field(name, pa.float32(), nullable=False) for name in numbers]
-    groups = [pa.field(GROUP, pa.int32(), nullable=False)] if schema.group is not None else []
+    groups = [pa.field(GROUP, pa.int64(), nullable=False)] if schema.group is not None else []
     fields = [*ids, *floats, *groups]
     names = [column.name for column in fields]
     for name in names:
@@ -134,7 +134,7 @@ class DayFile:
 def _polars_type(kind: pa.DataType) -> pl.DataType:
     if pa.types.is_fixed_size_list(kind):
         return pl.Array(pl.Int32(), kind.list_size)
-    return pl.Float32() if kind == pa.float32() else pl.Int32()
+    return {pa.float32(): pl.Float32(), pa.int32(): pl.Int32(), pa.int64(): pl.Int64()}[kind]
 
 
 class StoredDay(NamedTuple):

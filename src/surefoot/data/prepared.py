@@ -179,7 +179,7 @@ class PreparedLog:
             yield Batch(*(torch.cat(part) for part in zip(*waiting, strict=True)))
 
     def groups_of(self, day: int) -> Tensor | None:
-        """Read the groups of one partition's rows, (rows,) int32; None if the schema has none."""
+        """Read the groups of one partition's rows, (rows,) int64; None if the schema has none."""
         if self.schema.group is None:
             return None
         tables = self._tables([range(self.starts[day], self.starts[day + 1])], [GROUP])
