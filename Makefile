@@ -23,6 +23,9 @@ check: lint test
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/monitor.py
+	$(BIN)/python benchmarks/ring.py
+	$(BIN)/python benchmarks/feed.py
 
 clean:
 	rm -rf .venv demo

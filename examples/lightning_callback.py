@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import surefoot
 from surefoot.monitor.lightning import MonitorCallback
-from surefoot.monitor.recorder import Monitor
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     x = torch.randn(2048, 16)
     rows = TensorDataset(x, (x[:, 0] + torch.randn(2048) > 0).float(), x[:, 1] + torch.randn(2048))
     kinds = {"click": "binary", "sales": "regression"}
-    callback = MonitorCallback(lambda module, optimizers: Monitor(module, optimizers, kinds=kinds))
+    callback = MonitorCallback(lambda module, optimizers: surefoot.Monitor(module, optimizers, kinds=kinds))
     trainer = lightning.Trainer(
         max_epochs=2,
         accelerator="cpu",

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+import surefoot
 from surefoot.monitor.attribution import attribute
-from surefoot.monitor.recorder import Monitor
 
 FEATURES = ["price", "age", "hour", "clicks_7d"]
 
@@ -28,7 +28,7 @@ def main() -> None:
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05, initial_accumulator_value=0.1)
 
     with tempfile.TemporaryDirectory() as folder:
-        monitor = Monitor(model, optimizer, folder=folder, every=20)
+        monitor = surefoot.Monitor(model, optimizer, folder=folder, every=20)
         batch, alarm = None, None
         for step in range(300):
             x = torch.randn(256, 4)

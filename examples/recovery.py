@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
+import surefoot
 from surefoot.monitor import journal
 from surefoot.monitor.ladder import Action
-from surefoot.monitor.recorder import Monitor
-from surefoot.monitor.recovery import Recovery
 
 
 def main() -> None:
@@ -18,8 +17,8 @@ def main() -> None:
     truth = torch.randn(16)
     folder = Path(tempfile.mkdtemp())
 
-    monitor = Monitor(model, optimizer, kinds={"click": "binary"}, rows=2048, refresh=4)
-    recovery = Recovery(model, optimizer, folder, monitor=monitor, every=20)
+    monitor = surefoot.Monitor(model, optimizer, kinds={"click": "binary"}, rows=2048, refresh=4)
+    recovery = surefoot.Recovery(model, optimizer, folder, monitor=monitor, every=20)
 
     for step in range(300):
         x = torch.randn(256, 16)
