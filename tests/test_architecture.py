@@ -14,6 +14,8 @@ from properties import over
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
+    ("cli_data",),
+    ("terminal",),
     ("report", "study"),
     ("training",),
     ("surefoot",),  # the public names

@@ -1,10 +1,14 @@
 """The code blocks of README.md and docs/ run, and the commands they name exist."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from surefoot.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,11 +23,22 @@ def test_there_are_blocks_to_run():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_python_and_console_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A block after ``<!-- file: NAME -->`` is written to that file first."""
     monkeypatch.chdir(tmp_path)  # a block may write files
     names: dict[str, object] = {}
-    for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), names)
+    for file, language, block in re.findall(
+        r"(?:^<!-- file: (\S+) -->\n+)?^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        if file:
+            Path(file).write_text(block)
+        if language == "python":
+            exec(compile(block, page.name, "exec"), names)
+        for line in re.findall(r"^\$ (.*)", block, re.MULTILINE) if language == "console" else ():
+            command, *arguments = shlex.split(line)
+            assert command == "surefoot", line
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,18 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from surefoot import cli_data
 from surefoot.errors import InputError
+from surefoot.terminal import console, interruptible, plain_table, refuse_full, say
 
 if TYPE_CHECKING:
     from surefoot.study.replay_tables import Table as ReplayTable
@@ -25,9 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-
-_DIVERGED, _INTERRUPTED = 3, 130
+app.add_typer(cli_data.app, name="data")
+_DIVERGED = 3
 
 
 @app.command()
@@ -50,8 +47,8 @@ def study(
     config = with_changes(load_study(study), source=data, models=model, select_by=select_by)
     notice = load_log(config.data).notice
     if notice:
-        _out.print(notice, style="dim", highlight=False)
-    with _interruptible("the same command goes on from the finished trials"), _progress() as progress:
+        console.print(notice, style="dim", highlight=False)
+    with interruptible("the same command goes on from the finished trials"), _progress() as progress:
         bar = progress.add_task("", total=0)
         results = run_study(
             config,
@@ -61,7 +58,7 @@ def study(
             on_trial=lambda result: progress.advance(bar),
         )
     _print_tables(results)
-    _out.print(f"Report: {write_report(out)}", soft_wrap=True)
+    console.print(f"Report: {write_report(out)}", soft_wrap=True)
 
 
 @app.command()
@@ -75,11 +72,11 @@ def train(
     from surefoot.study.trial import load_log, run_trial, total_steps
 
     run = load(RunConfig, config)
-    _refuse_full(out)
+    refuse_full(out)
     log = load_log(run.data)
     if log.notice:
-        _out.print(log.notice, style="dim", highlight=False)
-    with _interruptible("nothing was written"), _progress() as progress:
+        console.print(log.notice, style="dim", highlight=False)
+    with interruptible("nothing was written"), _progress() as progress:
         bar = progress.add_task("training", total=total_steps(run))
         result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
     _print_result(result)
@@ -92,7 +89,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) ->
     """Write report.html again from a study's results."""
     from surefoot.report.page import write_report
 
-    _out.print(f"Report: {write_report(folder)}", soft_wrap=True)
+    console.print(f"Report: {write_report(folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -108,20 +105,20 @@ def replay(
     from surefoot.study.replay import examine
 
     if out is not None:
-        _refuse_full(out)
-    with _interruptible("nothing was written"), _out.status("replaying"):
+        refuse_full(out)
+    with interruptible("nothing was written"), console.status("replaying"):
         found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch)
     for part in tables.page(found):
-        _out.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True, highlight=False)
+        console.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True, highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "replay.json").write_text(json.dumps(tables.document(found), allow_nan=False))
-        _out.print(f"Numbers: {out / 'replay.json'}", soft_wrap=True)
+        console.print(f"Numbers: {out / 'replay.json'}", soft_wrap=True)
 
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=_out, transient=True)
+    return Progress(*columns, console=console, transient=True)
 
 
 def _print_tables(results: "Study") -> None:
@@ -129,8 +126,9 @@ def _print_tables(results: "Study") -> None:
     summary = results.summary
     lines = results.table()
     title = f"{summary.name}: {summary.data} to {summary.days[-2]}, scored on {summary.days[-1]}"
-    heads = ("rate", "threshold", f"AUC %\n{summary.select_by}", f"RMSE\n{summary.show}", "diverged", "falls\noff")
-    table = _table(title, "", *heads)
+    scores = (f"AUC %\n{summary.select_by}", f"{summary.show_metric.upper()}\n{summary.show}")
+    heads = ("rate", "threshold", *scores, "diverged", "falls\noff")
+    table = plain_table(title, "", *heads)
     chosen = {method.name: method for method in summary.methods}
     for model in dict.fromkeys(line.model for line in lines):
         if model in summary.models:
@@ -146,23 +144,18 @@ def _print_tables(results: "Study") -> None:
             name = line.method or model
             table.add_row(name, rate, value, line.auc, line.rmse, line.diverged, line.falls_off.replace("above", ">"))
         table.add_section()
-    _out.print(table)
-    paper = _table(f"{summary.searched_on}, scored on {summary.days[-2]} to select", "", "best", "paper's grid alone")
+    console.print(table)
+    paper = plain_table(
+        f"{summary.searched_on}, scored on {summary.days[-2]} to select", "", "best", "paper's grid alone"
+    )
     for method, line in zip(summary.methods, lines, strict=False):
         best = f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged"
         paper.add_row(method.name, best, line.paper)
-    _out.print(paper)
-
-
-def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for head in heads:
-        table.add_column(head, no_wrap=head == "")
-    return table
+    console.print(paper)
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    table = _table(f"scored on {result['scored_day']}", "task", "metric", "value")
+    table = plain_table(f"scored on {result['scored_day']}", "task", "metric", "value")
     for key, value in result.items():
         metric, _, task = key.partition("/")
         if not task or metric in ("auc_low", "auc_high"):
@@ -171,13 +164,13 @@ def _print_result(result: dict[str, Any]) -> None:
         if metric == "auc" and value == value:
             shown += f"  ({result[f'auc_low/{task}']:.4f} to {result[f'auc_high/{task}']:.4f})"
         table.add_row(task, metric, shown)
-    _out.print(table)
+    console.print(table)
     where = f", from step {result['onset']}: {result['reason']}" if result["onset"] is not None else ""
-    _out.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
+    console.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
 
 
 def _as_rich(table: "ReplayTable") -> Table:
-    shown = _table(table.title, *table.heads)
+    shown = plain_table(table.title, *table.heads)
     for rows in table.sections:
         for row in rows:
             shown.add_row(*row)
@@ -185,28 +178,10 @@ def _as_rich(table: "ReplayTable") -> Table:
     return shown
 
 
-def _refuse_full(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not empty; expected a new or an empty folder")
-
-
-@contextmanager
-def _interruptible(consequence: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say(f"interrupted; {consequence}")
-        raise typer.Exit(_INTERRUPTED) from None
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True).print(f"surefoot: {sentence}", soft_wrap=True, highlight=False, markup=False)
-
-
 def main() -> None:
     """Run the command line: wrong input is one sentence on stderr and exit code 2, an interruption 130."""
     try:
         app()
     except InputError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(2)

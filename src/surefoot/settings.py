@@ -61,7 +61,8 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
         return f"{key} is missing; expected a value"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
+        about_it = message.startswith("is ")  # the key's own value
+        return f"{key} {message}" if about_it else f"{key}: {message}" if key else message
     if first["type"] == "literal_error":
         known = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ",").split(",")]
         return choice(key, first["input"], known)

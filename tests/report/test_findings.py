@@ -39,6 +39,7 @@ def study(
         "days": ["day-05", "day-06", "day-07"],
         "select_by": "click",
         "show": "time",
+        "show_metric": "rmse",
         "searched_on": runs[0][1],
     }
     methods = list({run[0].name: run[0] for run in runs}.values())

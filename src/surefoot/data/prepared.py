@@ -191,20 +191,35 @@ class PreparedLog:
         Raises:
             InputError: if there are not so many, or they hold what cannot be trained on.
         """
-        count = len(self.days) if last_days is None else last_days
-        if not 1 <= count <= len(self.days):
-            raise InputError(f"days is {count}; expected 1 to {len(self.days)}, the day partitions of {self.name}")
-        first = len(self.days) - count
-        groups = [self.groups_of(day) for day in range(first, len(self.days))]
+        if last_days is not None:
+            return self.last(last_days).load()
+        groups = [self.groups_of(day) for day in range(len(self.days))]
         return Log(
             name=self.name,
             schema=self.schema,
-            days=self.days[first:],
-            starts=tuple(start - self.starts[first] for start in self.starts[first:]),
-            rows=self.window(first, len(self.days) - 1),
+            days=self.days,
+            starts=tuple(start - self.starts[0] for start in self.starts),
+            rows=self.window(0, len(self.days) - 1),
             notice=self.notice,
             groups=torch.cat([group for group in groups if group is not None]) if self.schema.group else None,
         )
+
+    def last(self, days: int) -> Self:
+        """Return the last so many partitions; their rows keep their numbers.
+
+        Raises:
+            InputError: if there are not so many.
+        """
+        if not 1 <= days <= len(self.days):
+            raise InputError(f"days is {days}; expected 1 to {len(self.days)}, the day partitions of {self.name}")
+        return replace(self, days=self.days[-days:], starts=self.starts[-days - 1 :])
+
+    @property
+    def bytes(self) -> int:
+        """Memory that all rows of the partitions take up when they are read."""
+        width = sum(column.width for column in self.schema.categorical)
+        width += len(self.schema.dense) + len(self.schema.tasks)
+        return 4 * width * (self.starts[-1] - self.starts[0])
 
     def partitions(self, *, days: int | None = None, rows: int | None = None) -> Self:
         """Return the same rows in wider partitions, as ``repartitioned`` cuts them.

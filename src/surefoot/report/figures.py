@@ -51,7 +51,9 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
             yaxis=style.auc_axis(
                 aucs, f"AUC % of {results.summary['select_by']}, {results.selection_day}", domain=[0.4, 1]
             ),
-            yaxis2=style.axis(f"RMSE of {results.summary['show']}", type=scale, domain=[0, 0.32], nticks=5),
+            yaxis2=style.axis(
+                f"{results.shown_words} of {results.summary['show']}", type=scale, domain=[0, 0.32], nticks=5
+            ),
         ),
     )
 

@@ -13,6 +13,7 @@ import polars as pl
 from surefoot.errors import InputError
 
 _SUMMARY = ("name", "data", "notice", "searched_on", "base_rate", "steps", "workers", "threads", "machine")
+_SCORES = ("select_by", "show", "show_metric")
 _LINE = ("model", "method", "setting", "auc", "rmse", "diverged", "falls_off", "paper")
 
 
@@ -125,7 +126,12 @@ class Results:
     @property
     def shown(self) -> str:
         """The score that is shown beside it."""
-        return f"rmse/{self.summary['show']}"
+        return f"{self.summary['show_metric']}/{self.summary['show']}"
+
+    @property
+    def shown_words(self) -> str:
+        """What that score is, in words."""
+        return {"rmse": "RMSE", "ne": "NE"}[self.summary["show_metric"]]
 
     @property
     def last_day(self) -> str:
@@ -206,7 +212,7 @@ def read(folder: Path) -> Results:
 
 def _require(summary: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise KeyError for what the page needs and the summary does not have."""
-    for key in (*_SUMMARY, "days", "models", "methods", "tasks", "table", "versions", "select_by", "show"):
+    for key in (*_SUMMARY, "days", "models", "methods", "tasks", "table", "versions", *_SCORES):
         summary[key]
     for key in ("rates", "seeds", "fall_off"):
         config["search"][key]

@@ -10,9 +10,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from surefoot import rules
+from surefoot.data.pools import Draw
+from surefoot.data.prepared import MANIFEST, PreparedLog
 from surefoot.errors import InputError
 from surefoot.monitor.ladder import Ladder, RollBack, Slow
 from surefoot.settings import choice, load, one_of, parse, unknown_key
@@ -20,6 +22,8 @@ from surefoot.settings import choice, load, one_of, parse, unknown_key
 RULES: dict[str, type[rules.Rule]] = dict(
     zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
 )
+
+LOGS = ("completejourney", "synthetic")
 
 
 class _Section(BaseModel, frozen=True, extra="forbid"):
@@ -29,12 +33,40 @@ class _Section(BaseModel, frozen=True, extra="forbid"):
 class DataConfig(_Section, frozen=True):
     """Which log, and how much of it."""
 
-    source: Literal["completejourney", "synthetic"] = "synthetic"
+    source: str = "synthetic"  # or completejourney, or the folder of a prepared log
     days: int = Field(default=14, ge=3)  # the last so many day partitions; the very last is day N
+    partition_days: int | None = Field(default=None, ge=1)  # of a prepared log, as all that follows: 7 makes weeks
+    partition_rows: int | None = Field(default=None, ge=1)  # or partitions of so many rows
+    memory_mib: int = Field(default=2048, ge=0)  # a log that takes more is read from disk as it is needed
+    cache_mib: int = Field(default=256, ge=1)  # and so much of it is held
     rows_per_day: int = Field(default=2048, ge=1)  # synthetic only, as all that follows
     drift_day: int | None = None
     drift: float = Field(default=30.0, gt=0)
     seed: int = 0
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source not in LOGS and _folder(source) is None:
+            known = choice("", source, list(LOGS)).lstrip()
+            raise ValueError(f"{known}, or the folder of a log that 'surefoot data prepare' has prepared")
+        return source
+
+    @model_validator(mode="after")
+    def _one_partition(self) -> "DataConfig":
+        if self.partition_days is not None and self.partition_rows is not None:
+            raise ValueError("partition_days and partition_rows are both given; expected one of them")
+        return self
+
+    @property
+    def prepared(self) -> str | None:
+        """The folder or URL of a prepared log; None if the source is one of ours."""
+        return _folder(self.source)
+
+
+def _folder(source: str) -> str | None:
+    named = source in LOGS or not ("/" in source or (Path(source) / MANIFEST).exists())
+    return None if named else source
 
 
 class ModelConfig(_Section, frozen=True):
@@ -54,6 +86,7 @@ class TrainingConfig(_Section, frozen=True):
     batch_size: int = Field(default=512, ge=1)
     window_days: int = Field(default=3, ge=1)
     steps_per_day: int | None = Field(default=None, ge=1)
+    draw: Draw = Draw.REPLACED  # or "once": every row of a window once before it moves on
     initial_accumulator_value: float = Field(default=0.1, ge=0)
     embedding_rate: float = Field(default=0.1, gt=0)
     embedding_initial_accumulator_value: float = Field(default=1e-6, gt=0)
@@ -236,7 +269,9 @@ def with_changes(
     """
     table = config.model_dump(exclude_none=True)
     if source is not None:
-        table["data"]["source"] = source
+        table["data"] = {**table["data"], "source": source}
+        if (folder := _folder(source)) is not None:
+            table["data"]["days"] = min(config.data.days, len(PreparedLog.open(folder).days))
     if select_by is not None:
         table["search"]["select_by"] = select_by
     if models:

@@ -102,7 +102,8 @@ def run_study(
     tasks = {kind: [t.name for t in log.schema.tasks if t.kind is kind] for kind in TaskKind}
     judged = [task.name for task in log.schema.tasks if task.judged]
     select_by = _task(config.search.select_by, tasks[TaskKind.BINARY], judged, "search.select_by")
-    show = _task(config.search.show, tasks[TaskKind.REGRESSION], judged, "search.show")
+    kind = TaskKind.REGRESSION if set(tasks[TaskKind.REGRESSION]) & set(judged) else TaskKind.BINARY
+    show = _task(config.search.show, tasks[kind], judged, "search.show")
     _claim(out, config)
     with LocalEngine(workers=workers, threads=config.training.threads) as engine:
         runner = _Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
@@ -122,6 +123,7 @@ def run_study(
         tasks=[(task.name, task.kind.value, task.judged) for task in log.schema.tasks],
         select_by=select_by,
         show=show,
+        show_metric="rmse" if kind is TaskKind.REGRESSION else "ne",
         searched_on=config.models[0].name,
         base_rate=config.search.base_rate,
         steps=total_steps(RunConfig(data=config.data, training=config.training)),
@@ -342,7 +344,10 @@ def _fall_off(runner: _Runner, model: str, method: str, best: Setting) -> float 
 
 def _task(name: str | None, of_kind: list[str], judged: list[str], key: str) -> str:
     if name is None:
-        return next(task for task in of_kind if task in judged)
+        first = next((task for task in of_kind if task in judged), None)
+        if first is None:
+            raise InputError(f"{key} has no task to name: the log has no judged binary label; expected at least one")
+        return first
     if name not in of_kind:
         raise InputError(f"{key} is {name!r}; expected one of {', '.join(of_kind)}")
     return name

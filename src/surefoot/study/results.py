@@ -85,7 +85,8 @@ class Summary:
     days: tuple[str, ...]
     tasks: list[tuple[str, str, bool]]  # name, kind, judged
     select_by: str
-    show: str
+    show: str  # the task shown beside it
+    show_metric: str  # rmse; ne where the log has no regression task
     searched_on: str
     base_rate: float
     steps: int  # of a final run that does not diverge
@@ -140,7 +141,7 @@ class Study:
             method=method.name,
             setting=setting(method.multiple, method.vary, method.value) + (", at edge" if method.at_edge else ""),
             auc=_mean_std(self.finals(model, method.name), f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(self.finals(model, method.name), f"rmse/{self.summary.show}", 1, 3),
+            rmse=_mean_std(self.finals(model, method.name), f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
             falls_off=f"{fell:g}x" if fell is not None else f"above {top:g}x",
             paper=paper if model == self.summary.searched_on else "",
@@ -154,7 +155,7 @@ class Study:
             method="",
             setting=f"rate {finals[0].rate:g}" if finals else "",
             auc=_mean_std(finals, f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(finals, f"rmse/{self.summary.show}", 1, 3),
+            rmse=_mean_std(finals, f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
             falls_off="",
             paper="",
