@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import polars as pl
+
 from properties import over
 from surefoot.data.description import Csv, Description
 from surefoot.data.prepare import prepare

@@ -105,7 +105,7 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
     rows = next(iter(read(file, csv, columns, Rejections()))).head(_ROWS)
     looks = [_Look(column, rows[column]) for column in columns if column != ROW]
     day, day_lines = _guess_day(looks, files)
-    lines = [f'name = "{name}"', ""]
+    lines = [f"name = {_quoted(name)}", ""]
     labels = [look for look in looks if look is not day and _is_label(look)]
     after = [look for look in looks if look not in labels and look is not day and _AFTER.search(look.name)]
     rest = [look for look in looks if look not in (*labels, *after) and look is not day]
@@ -113,7 +113,7 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
     dense = [look for look in rest if look not in ids and look.numbers is not None]
     skipped = [look.name for look in rest if look not in ids and look not in dense]
     group = next((look.name for look in ids if re.search("user|uid|member|household", look.name, re.IGNORECASE)), None)
-    lines += [f'group = "{group}"  # the grouped AUC compares its rows', ""] if group else []
+    lines += [f"group = {_quoted(group)}  # the grouped AUC compares its rows", ""] if group else []
     lines += (
         [f"after_event = {_listed(after)}  # guessed: known only after the event, never features", ""] if after else []
     )
