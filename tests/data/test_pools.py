@@ -319,6 +319,14 @@ def test_a_window_moves_in_weeks_and_in_rows(log: Log, stored: PreparedLog):
             assert rows == list(range(partitions.starts[max(0, day - 1)], partitions.starts[day + 1]))
 
 
+def test_a_window_moves_over_the_last_days_alone(log: Log, stored: PreparedLog):
+    for cache in CACHES.values():
+        window = MovingWindow(stored.last(3), 10, 2, draw=Draw.ONCE, cache=cache)
+        for day in range(3):
+            rows = sorted(number for batch in window.batches(day) for number in numbers(batch))
+            assert rows == list(range(log.starts[max(2, day + 1)], log.starts[day + 3]))
+
+
 def test_a_file_that_breaks_is_told_and_read_again_when_it_is_back(log: Log, tmp_path: Path):
     prepared.write(log, tmp_path, row_group=16)
     window = MovingWindow(PreparedLog.open(tmp_path), 10, draw=Draw.ONCE, cache=CACHES["pools"])

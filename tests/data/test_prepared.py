@@ -104,6 +104,15 @@ def test_the_oldest_partition_takes_what_is_left_over(log: Log):
             log.partitions(**arguments)
 
 
+def test_the_last_days_are_cut_as_they_are_alone(log: Log, folder: Path):
+    last = PreparedLog.open(folder).last(3)
+    assert (last.days, last.starts) == (log.days[1:], (50, 57, 121, 154))
+    assert last.partitions(days=2).starts == (50, 154)
+    assert last.partitions(rows=40).starts == (50, 114, 154)
+    assert numbers(last.partitions(rows=40).day(1)) == list(range(114, 154))
+    assert same(last.load().rows, log.window(1, 3))
+
+
 def test_rows_can_be_had_by_number(log: Log, folder: Path):
     rows = torch.randint(sum(ROWS), (40,))
     assert same(PreparedLog.open(folder).take(rows), log.take(rows))

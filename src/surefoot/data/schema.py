@@ -107,9 +107,9 @@ def repartitioned(
     size = days if days is not None else rows
     assert size is not None
     checks.positive("rows" if days is None else "days", size)
-    total = len(labels) if days is not None else starts[-1]
-    count = max(1, total // size)
-    edges = (0, *(total - later * size for later in range(count - 1, -1, -1)))
+    oldest, end = (0, len(labels)) if days is not None else (starts[0], starts[-1])
+    count = max(1, (end - oldest) // size)
+    edges = (oldest, *(end - later * size for later in range(count - 1, -1, -1)))
     if days is None:
         return Partitions(tuple(f"rows {first} to {stop - 1}" for first, stop in pairwise(edges)), edges)
     named = tuple(

@@ -174,7 +174,7 @@ class MovingWindow:
         if isinstance(self.log, Log):
             return [None]
         assert self.pool_rows is not None
-        rows = min(self.pool_rows, self.log.starts[-1])
+        rows = min(self.pool_rows, self.log.starts[-1] - self.log.starts[0])
         return [empty(self.log.schema, rows) for _ in range(2)]
 
     def _read(self, plan: _Plan) -> _Held:
