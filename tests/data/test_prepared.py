@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -149,6 +150,14 @@ def test_a_name_that_is_there_twice_is_refused():
     twice = Schema((Categorical("a", 2),), ("b",), (Task("a", TaskKind.BINARY),))
     with pytest.raises(InputError, match="column a is there 2 times; expected a name for each column"):
         columns_of(twice)
+
+
+def test_a_log_half_written_over_another_is_none(log: Log, folder: Path):
+    twice = replace(log, schema=replace(SCHEMA, dense=("age", "age")))
+    with pytest.raises(InputError, match="column age is there 2 times"):
+        prepared.write(twice, folder)
+    with pytest.raises(InputError, match="has no prepared.json"):
+        PreparedLog.open(folder)
 
 
 def test_other_keys_of_the_manifest_are_left_alone(log: Log, folder: Path):

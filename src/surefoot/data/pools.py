@@ -57,14 +57,14 @@ class Pool:
 
     def places(self, first: int = 0) -> Iterator[Tensor]:
         """Return the rows of each batch from ``first`` on, (batch_size,) int64, as places in the pool."""
-        generator = Generator().manual_seed(self.seed)
+        generator, size, last = Generator().manual_seed(self.seed), self.batch_size, self.steps - 1
         if self.draw is Draw.ONCE:
             order = torch.randperm(self.rows, generator=generator)[self.share.start : self.share.stop]
-            edges = [step * self.batch_size for step in range(self.steps)] + [len(self.share)]
-            return iter([order[edges[step] : edges[step + 1]] for step in range(first, self.steps)])
+            ends = (size * (step + 1) if step < last else len(order) for step in range(first, self.steps))
+            return (order[size * step : end] for step, end in enumerate(ends, first))
         for _ in range(first):
-            torch.randint(self.rows, (self.batch_size,), generator=generator)
-        return (torch.randint(self.rows, (self.batch_size,), generator=generator) for _ in range(first, self.steps))
+            torch.randint(self.rows, (size,), generator=generator)
+        return (torch.randint(self.rows, (size,), generator=generator) for _ in range(first, self.steps))
 
     def numbers(self, places: Tensor) -> Tensor:
         """Return the row numbers in the log of places in the pool, (places,) int64."""

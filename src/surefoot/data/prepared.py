@@ -217,9 +217,7 @@ class PreparedLog:
     @property
     def bytes(self) -> int:
         """Memory that all rows of the partitions take up when they are read."""
-        width = sum(column.width for column in self.schema.categorical)
-        width += len(self.schema.dense) + len(self.schema.tasks)
-        return 4 * width * (self.starts[-1] - self.starts[0])
+        return self.schema.row_bytes * (self.starts[-1] - self.starts[0])
 
     def partitions(self, *, days: int | None = None, rows: int | None = None) -> Self:
         """Return the same rows in wider partitions, as ``repartitioned`` cuts them.

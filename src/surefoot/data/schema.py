@@ -69,6 +69,11 @@ class Schema:
     tasks: tuple[Task, ...]
     group: str | None = None
 
+    @property
+    def row_bytes(self) -> int:
+        """Memory that a row takes up in a batch."""
+        return 4 * (sum(column.width for column in self.categorical) + len(self.dense) + len(self.tasks))
+
 
 class Batch(NamedTuple):
     """Some rows of a log."""

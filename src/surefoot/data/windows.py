@@ -15,6 +15,7 @@ from surefoot.data.pools import Draw, Pool, Room, Visit, read_ahead
 from surefoot.data.prepared import PreparedLog
 from surefoot.data.schema import Batch, Log
 
+_ORDER_BYTES = 8  # of a row's place in a pool's shuffled order
 # What a state from before these names were written had.
 _FIRST_STATES: dict[str, Any] = {"draw": Draw.REPLACED.value, "ranks": 1, "pool_rows": None}
 
@@ -102,13 +103,15 @@ class MovingWindow:
                     f"ranks is {self.ranks}; expected at most {rows}, the rows in the window of day {name}"
                 )
         if self.pool_rows is not None and self.pool_rows <= self.batch_size:
-            least = 2 * (self.batch_size + 1) * self._row_bytes
+            least = 2 * (self.batch_size + 1) * (self.log.schema.row_bytes + _ORDER_BYTES)
             raise ValueError(f"cache is {self.cache}; expected at least {least} bytes, two batches of the log's rows")
 
     @property
     def pool_rows(self) -> int | None:
         """How many rows on disk are held at once, as many again being read ahead; None if the log is in memory."""
-        return None if isinstance(self.log, Log) else self.cache // 2 // self._row_bytes
+        if isinstance(self.log, Log):
+            return None
+        return self.cache // 2 // (self.log.schema.row_bytes + _ORDER_BYTES)
 
     def steps(self, day: int) -> int:
         """Return how many batches each rank draws while ``day`` is the newest."""
@@ -191,13 +194,6 @@ class MovingWindow:
             return Batch(*(part.index_select(0, places) for part in rows))
         room = Batch(*(part.new_empty(len(places), part.shape[1], pin_memory=True) for part in rows))
         return Batch(*(torch.index_select(a, 0, places, out=b) for a, b in zip(rows, room, strict=True)))
-
-    @property
-    def _row_bytes(self) -> int:
-        """Bytes that a row takes up in a pool, its place in the shuffled order included."""
-        schema = self.log.schema
-        ids = sum(column.width for column in schema.categorical)
-        return 4 * (ids + len(schema.dense) + len(schema.tasks)) + 8
 
 
 class Stream:
