@@ -11,8 +11,9 @@ import pytest
 from surefoot.errors import InputError
 from surefoot.settings import load, parse
 from surefoot.study.config import StudyConfig
-from surefoot.study.protocol import Setting, _Search, run_study
+from surefoot.study.protocol import run_study
 from surefoot.study.results import Study
+from surefoot.study.runner import Search, Setting
 
 CONFIG = {
     "name": "tiny",
@@ -37,10 +38,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
     return out, run_study(config(), out)
 
 
-def search(quality: Any, rates: tuple[float, ...], values: tuple[float, ...], budget: int) -> _Search:
+def search(quality: Any, rates: tuple[float, ...], values: tuple[float, ...], budget: int) -> Search:
     """Run the search's own steps on a known quality instead of trials."""
     method = config(methods=[{"name": "x", "rule": {"name": "gc"}, "vary": "threshold", "values": values}]).methods[0]
-    s = _Search(method)
+    s = Search(method)
     wanted = s.grid(rates)
     while wanted:
         for setting in wanted:

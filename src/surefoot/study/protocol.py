@@ -12,10 +12,8 @@ are fixed before the first of them starts.
 5. A close-up for the report: the plain optimizer at the lowest rate at which it diverged, watched at every step.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,51 +29,12 @@ from surefoot.study.config import (
     StudyConfig,
 )
 from surefoot.study.engine import LocalEngine, Trial
-from surefoot.study.results import CloseUp, MethodSummary, Row, Study, Summary, write
+from surefoot.study.results import CloseUp, MethodSummary, Study, Summary, write
+from surefoot.study.runner import Plan, Runner, Search, Setting, plan_of, rounded
 from surefoot.study.trial import load_log, total_steps
 
 _FLOOR = ModelConfig(name="linear floor", bottom="linear")
 _SEARCH_SEED = 0
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """A point of a method's search: a rate as a multiple of the base rate, and the threshold if it has one."""
-
-    multiple: float
-    value: float | None = None
-
-    def neighbours(self) -> list["Setting"]:
-        """Return the settings one step away: half and double the rate, a tenth and ten times the threshold."""
-        near = [Setting(_round(self.multiple * f), self.value) for f in (0.5, 2.0)]
-        if self.value is not None:
-            near += [Setting(self.multiple, _round(self.value * f)) for f in (0.1, 10.0)]
-        return near
-
-
-@dataclass
-class _Search:
-    """One method's tried settings and their scores."""
-
-    method: MethodConfig
-    scores: dict[Setting, float] = field(default_factory=dict)
-    extra: int = 0
-
-    def grid(self, rates: tuple[float, ...]) -> list[Setting]:
-        return [Setting(rate, value) for rate in rates for value in (self.method.values or (None,))]
-
-    def best(self, among: list[Setting] | None = None) -> Setting | None:
-        """Return the setting with the highest score; None if every one diverged."""
-        alive = {
-            s: score for s, score in self.scores.items() if not math.isnan(score) and (among is None or s in among)
-        }
-        return max(alive, key=lambda s: alive[s], default=None)
-
-    def untried(self) -> list[Setting]:
-        """Return what must still be tried to show that the best is inside; lower rates if nothing survived."""
-        best = self.best()
-        near = best.neighbours() if best else min(self.scores).neighbours()[:1]
-        return [setting for setting in near if setting not in self.scores]
 
 
 def run_study(
@@ -106,7 +65,7 @@ def run_study(
     show = _task(config.search.show, tasks[kind], judged, "search.show")
     _claim(out, config)
     with LocalEngine(workers=workers, threads=config.training.threads) as engine:
-        runner = _Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
+        runner = Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
         searches = _search(runner)
         chosen = {search.method.name: search.best() or min(search.scores) for search in searches}
         _sweep(runner, searches, chosen)
@@ -136,97 +95,15 @@ def run_study(
     return write(out, summary, runner.rows, config)
 
 
-@dataclass
-class _Runner:
-    """Turns settings into trials, runs them once each and keeps their rows."""
-
-    config: StudyConfig
-    out: Path
-    engine: LocalEngine
-    metric: str
-    on_phase: Callable[[str, int], None]
-    on_trial: Callable[[dict[str, Any]], None]
-    rows: list[Row] = field(default_factory=list)
-
-    def run(self, phase: str, plans: list["_Plan"]) -> list[Row]:
-        """Run the plans that have not been run before; return a row for each plan, in order."""
-        known = {row.trial: row for row in self.rows}
-        plans = list({plan.trial: plan for plan in plans}.values())
-        fresh = [plan for plan in plans if plan.trial not in known]
-        if fresh:
-            self.on_phase(phase, len(fresh))
-        trials = [Trial(plan.run, self.out / "trials" / plan.trial) for plan in fresh]
-        results = self.engine.run(trials, on_done=self.on_trial)
-        for plan, result in zip(fresh, results, strict=True):
-            known[plan.trial] = plan.row(result)
-            self.rows.append(known[plan.trial])
-        return [known[plan.trial] for plan in plans]
-
-    def score(self, row: Row) -> float:
-        """Return what selection compares: the metric, NaN if the run diverged."""
-        return math.nan if row.diverged else row.scores[self.metric]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One run of one method at one setting."""
-
-    run: RunConfig
-    method: str
-    setting: Setting
-
-    @property
-    def trial(self) -> str:
-        """A folder's name: readable, and different for different configurations."""
-        value = "" if self.setting.value is None else f"-{self.setting.value:g}"
-        words = (
-            f"{self.run.model.name} {self.method}{value} x{self.setting.multiple:g} s{self.run.seed} {self.run.until}"
-        )
-        digest = hashlib.sha256(dump(self.run).encode()).hexdigest()[:8]
-        return "_".join(words.replace("+", " ").split()) + "_" + digest
-
-    def row(self, result: dict[str, Any]) -> Row:
-        return Row(
-            trial=self.trial,
-            model=self.run.model.name,
-            method=self.method,
-            multiple=self.setting.multiple,
-            rate=self.run.rate,
-            value=self.setting.value,
-            seed=self.run.seed,
-            until=self.run.until,
-            result=result,
-        )
-
-
-def _plan(
-    config: StudyConfig, model: ModelConfig, method: MethodConfig, setting: Setting, seed: int, until: Any
-) -> _Plan:
-    rule = method.rule
-    if method.vary is not None:
-        rule = RuleConfig.model_validate(rule.model_dump() | {method.vary: setting.value})
-    run = RunConfig(
-        rate=_round(config.search.base_rate * setting.multiple),
-        warmup_steps=method.warmup_steps,
-        seed=seed,
-        until=until,
-        data=config.data,
-        model=model,
-        training=config.training,
-        rule=rule,
-    )
-    return _Plan(run, method.name, setting)
-
-
-def _search(runner: _Runner) -> list[_Search]:
+def _search(runner: Runner) -> list[Search]:
     """Run every method's grid on the first model and extend it until the best is inside or the budget is spent."""
     config = runner.config
-    searches = [_Search(method) for method in config.methods]
+    searches = [Search(method) for method in config.methods]
     wanted = {s.method.name: s.grid(config.search.rates) for s in searches}
     phase = f"{config.models[0].name}: the paper's grid"
     while any(wanted.values()):
         plans = [
-            _plan(config, config.models[0], s.method, setting, _SEARCH_SEED, "selection")
+            plan_of(config, config.models[0], s.method, setting, _SEARCH_SEED, "selection")
             for s in searches
             for setting in wanted[s.method.name]
         ]
@@ -240,16 +117,16 @@ def _search(runner: _Runner) -> list[_Search]:
     return searches
 
 
-def _sweep(runner: _Runner, searches: list[_Search], chosen: dict[str, Setting]) -> None:
+def _sweep(runner: Runner, searches: list[Search], chosen: dict[str, Setting]) -> None:
     """Run every method's best threshold at every rate of the sweep, on every model."""
     config = runner.config
     for model in config.models:
         plans = [
-            _plan(
+            plan_of(
                 config,
                 model,
                 s.method,
-                Setting(_round(multiple), chosen[s.method.name].value),
+                Setting(rounded(multiple), chosen[s.method.name].value),
                 _SEARCH_SEED,
                 "selection",
             )
@@ -259,23 +136,23 @@ def _sweep(runner: _Runner, searches: list[_Search], chosen: dict[str, Setting])
         runner.run(f"{model.name}: every rate", plans)
 
 
-def _finals(config: StudyConfig, model: ModelConfig, chosen: dict[str, Setting]) -> list[_Plan]:
+def _finals(config: StudyConfig, model: ModelConfig, chosen: dict[str, Setting]) -> list[Plan]:
     return [
-        _plan(config, model, method, chosen[method.name], seed, "final")
+        plan_of(config, model, method, chosen[method.name], seed, "final")
         for method in config.methods
         for seed in config.search.seeds
     ]
 
 
-def _floor(runner: _Runner) -> None:
+def _floor(runner: Runner) -> None:
     """Train the linear model: its rate by day N - 1, then the seeds."""
     config = runner.config
 
-    def plan(rate: float, seed: int, until: str) -> _Plan:
+    def plan(rate: float, seed: int, until: str) -> Plan:
         training = config.training.model_copy(update={"embedding_rate": rate})  # one rate for all its weights
         changed = config.model_copy(update={"training": training})
         method = MethodConfig(name=_FLOOR.name, rule=RuleConfig(name="naive"))
-        return _plan(changed, _FLOOR, method, Setting(_round(rate / config.search.base_rate)), seed, until)
+        return plan_of(changed, _FLOOR, method, Setting(rounded(rate / config.search.base_rate)), seed, until)
 
     rates = config.search.floor_rates
     rows = runner.run("the linear floor", [plan(rate, _SEARCH_SEED, "selection") for rate in rates])
@@ -284,7 +161,7 @@ def _floor(runner: _Runner) -> None:
     runner.run("the linear floor over seeds", [plan(best, seed, "final") for seed in config.search.seeds])
 
 
-def _close_ups(runner: _Runner, searches: list[_Search]) -> list[CloseUp]:
+def _close_ups(runner: Runner, searches: list[Search]) -> list[CloseUp]:
     """Run the plain optimizer again where it first diverged, on every model, with a monitor; it has no row."""
     config = runner.config
     found: list[CloseUp] = []
@@ -296,16 +173,16 @@ def _close_ups(runner: _Runner, searches: list[_Search]) -> list[CloseUp]:
         fell = sorted((row for row in fell if row.diverged), key=lambda row: row.multiple)
         if not fell:
             continue
-        plan = _plan(config, model, plain, Setting(fell[0].multiple), _SEARCH_SEED, "selection")
+        plan = plan_of(config, model, plain, Setting(fell[0].multiple), _SEARCH_SEED, "selection")
         watched = plan.run.model_copy(update={"monitor": MonitorConfig(every=1, capsules=False)})
-        plan = _Plan(watched, f"close-up {plain.name}", plan.setting)
+        plan = Plan(watched, f"close-up {plain.name}", plan.setting)
         runner.on_phase(f"{model.name}: a close look at {plain.name}", 1)
         runner.engine.run([Trial(plan.run, runner.out / "trials" / plan.trial)], on_done=runner.on_trial)
         found.append(CloseUp(model.name, plan.trial, plain.name, fell[0].multiple, fell[0].result["onset"]))
     return found
 
 
-def _method_summary(runner: _Runner, search: _Search, best: Setting) -> MethodSummary:
+def _method_summary(runner: Runner, search: Search, best: Setting) -> MethodSummary:
     grid = search.grid(runner.config.search.rates)
     paper = search.best(grid)
     return MethodSummary(
@@ -326,7 +203,7 @@ def _method_summary(runner: _Runner, search: _Search, best: Setting) -> MethodSu
     )
 
 
-def _fall_off(runner: _Runner, model: str, method: str, best: Setting) -> float | None:
+def _fall_off(runner: Runner, model: str, method: str, best: Setting) -> float | None:
     """Return the lowest multiple, above the model's best one, that diverged or lost too much; None if none did."""
     rows = [
         row
@@ -368,8 +245,3 @@ def _claim(out: Path, config: StudyConfig) -> None:
     draft = out / "study.toml.draft"
     draft.write_text(dump(config))
     draft.rename(written)
-
-
-def _round(number: float) -> float:
-    """Return the number without what binary arithmetic adds to it: 0.1 * 0.1 is 0.01."""
-    return float(f"{number:.12g}")
