@@ -3,9 +3,12 @@
 A description is about the log as it comes; ``Schema`` is about the tensors that it becomes.
 """
 
+import codecs
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Literal, Self
 
+import polars as pl
 import tomli_w
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -13,6 +16,7 @@ from surefoot.data.schema import Task, TaskKind
 
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan", "None", "NA")
 RESERVED = ("day", "__group__", "__row__")
+_MOMENT = datetime(2024, 5, 1, 13, 14, 15, tzinfo=UTC)
 
 
 class _Part(BaseModel, frozen=True, extra="forbid"):
@@ -42,6 +46,13 @@ class Day(_Part, frozen=True):
     file: bool = False
     rows: int | None = Field(default=None, ge=1)
 
+    @field_validator("format")
+    @classmethod
+    def _tells_a_day(cls, value: str | None) -> str | None:
+        if value is not None and _tried(value).date() != _MOMENT.date():
+            raise ValueError(f"format is {value!r}; expected one that tells a day, as %d.%m.%Y does")
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.column is not None) + self.file + (self.rows is not None) != 1:
@@ -55,6 +66,20 @@ class Day(_Part, frozen=True):
     def pseudo(self) -> bool:
         """Whether the days are only positions."""
         return self.rows is not None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the format tells the time too."""
+        return self.format is not None and _tried(self.format).hour == _MOMENT.hour
+
+
+def _tried(form: str) -> datetime:
+    """Return a moment as it comes back from a text in this format; another one if it does not."""
+    try:
+        text = pl.select(pl.lit(_MOMENT).dt.strftime(form)).to_series()
+        return text.str.to_datetime(form, strict=False).item() or datetime.min
+    except pl.exceptions.ComputeError:
+        return datetime.min
 
 
 class _Column(_Part, frozen=True):
@@ -84,7 +109,7 @@ class CategoricalColumn(_Column, frozen=True):
 
     separator: str | None = Field(default=None, min_length=1)
     width: int = Field(default=1, ge=1)
-    hash: int | None = Field(default=None, ge=3)
+    hash: int | None = Field(default=None, ge=3, lt=1 << 31)
     min_count: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
@@ -180,13 +205,30 @@ class Csv(_Part, frozen=True):
         separator: one character or several.
         columns: their names, where the first line is not a header.
         encoding: of the text.
+        quote: stands around cells that have separators or line ends in them; empty: a quote is text.
         nulls: cells that mean that there is no value.
     """
 
     separator: str = Field(default=",", min_length=1)
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
+    quote: Literal['"', "'", ""] = '"'
     nulls: tuple[str, ...] = NULLS
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"encoding is {value!r}; expected one that Python knows, as utf-8 or latin-1") from None
+        return value
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        if set(self.separator) & {"\r", "\n", self.quote}:
+            raise ValueError(f"separator is {self.separator!r}; expected neither a line's end nor the quote")
+        return self
 
 
 class Description(_Part, frozen=True):

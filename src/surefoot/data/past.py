@@ -1,6 +1,5 @@
 """What the days before a row's own tell: which ids are known, and how large numbers usually are."""
 
-from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from surefoot.data.description import CategoricalColumn, Description
+from surefoot.data.cells import GROUP
+from surefoot.data.description import CategoricalColumn, DenseColumn, Description
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
-_VALUE = "value"
+_VALUE, _ID, _COUNT = "value", "id", "count"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Vocabulary:
@@ -23,46 +24,55 @@ class Vocabulary:
 
     def __init__(self, min_count: int = 1) -> None:
         self.min_count = min_count
-        self._seen: pl.DataFrame | None = None  # value, count, id (null below min_count)
-        self.rows = FIRST  # of the embedding table, for the ids given out so far
+        self._known: pl.DataFrame | None = None  # value, id
+        self._waiting: list[pl.DataFrame] = []  # value, count: seen and not known yet, in order of appearance
 
-    def add(self, values: pl.Series) -> None:
-        """Count a day's values, (n,), in order of appearance, nulls left out; give ids to those that are enough."""
-        new = values.drop_nulls().alias(_VALUE).to_frame()
-        new = new.group_by(_VALUE, maintain_order=True).len("count").with_columns(pl.col("count").cast(pl.Int64))
-        if self._seen is None:
-            seen = new.with_columns(id=pl.lit(None, pl.Int32))
-        elif self.min_count == 1:  # counts decide nothing
-            fresh = new.join(self._seen, on=_VALUE, how="anti", maintain_order="left")
-            seen = pl.concat([self._seen, fresh.with_columns(id=pl.lit(None, pl.Int32))])
-        else:
-            both = pl.concat([self._seen, new.with_columns(id=pl.lit(None, pl.Int32))])
-            seen = both.group_by(_VALUE, maintain_order=True).agg(pl.col("count").sum(), pl.col("id").max())
-        due = pl.col("id").is_null() & (pl.col("count") >= self.min_count)
-        fresh_id = self.rows - 1 + due.cum_sum()
-        seen = seen.with_columns(id=pl.when(due).then(fresh_id).otherwise(pl.col("id")).cast(pl.Int32))
-        self._seen, self.rows = seen, FIRST + int(seen["id"].is_not_null().sum())
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table that the ids given out so far need."""
+        return FIRST + (0 if self._known is None else len(self._known))
 
-    def ids(self, values: pl.Series) -> np.ndarray:
+    def ids(self, values: pl.Series) -> pl.Series:
         """Return the ids, (n,) int32, of values, (n,)."""
-        if self._seen is None or not len(self._seen):
-            return values.is_not_null().cast(pl.Int32).to_numpy() * np.int32(UNSEEN)
-        wanted = values.alias(_VALUE).to_frame()
-        found = wanted.join(self._seen, on=_VALUE, how="left", maintain_order="left").select(
-            pl.when(pl.col(_VALUE).is_null()).then(MISSING).otherwise(pl.col("id").fill_null(UNSEEN)).cast(pl.Int32)
-        )
-        return found.to_series().to_numpy()
+        if self._known is None:
+            return values.is_not_null().cast(pl.Int32) * UNSEEN
+        wanted, known = values.alias(_VALUE).to_frame(), self._known
+        if len(known) > len(wanted):  # a join builds its table of the right side
+            known = known.join(wanted.unique(), on=_VALUE, how="semi")
+        found = wanted.join(known, on=_VALUE, how="left", maintain_order="left")
+        return found.select(pl.col(_ID).fill_null(pl.col(_VALUE).is_not_null().cast(pl.Int32) * UNSEEN))[_ID]
+
+    def note(self, values: pl.Series) -> None:
+        """Count values, (n,), that are not known, in order of appearance."""
+        new = values.alias(_VALUE).to_frame()
+        if self.min_count == 1:  # there is nothing to count
+            self._waiting.append(new.unique(maintain_order=True).with_columns(pl.lit(1, pl.Int64).alias(_COUNT)))
+        else:
+            new = new.group_by(_VALUE, maintain_order=True).len(_COUNT)
+            self._waiting.append(new.with_columns(pl.col(_COUNT).cast(pl.Int64)))
+
+    def learn(self) -> None:
+        """Give ids to the values that have been noted often enough."""
+        if not self._waiting:
+            return
+        waiting = pl.concat(self._waiting).group_by(_VALUE, maintain_order=True).agg(pl.col(_COUNT).sum())
+        due = waiting.filter(pl.col(_COUNT) >= self.min_count).select(_VALUE)
+        due = due.with_columns(pl.int_range(self.rows, self.rows + pl.len(), dtype=pl.Int32).alias(_ID))
+        self._known = due if self._known is None else pl.concat([self._known, due])
+        self._waiting = [waiting.filter(pl.col(_COUNT) < self.min_count)]
 
     def save(self, path: Path) -> None:
-        """Write it as parquet."""
-        seen = self._seen if self._seen is not None else pl.DataFrame({_VALUE: [], "count": [], "id": []})
-        seen.write_parquet(path)
+        """Write it as parquet, an id for a value that is known and a count for another."""
+        waiting = [table.select(_VALUE, pl.lit(None, pl.Int32).alias(_ID), _COUNT) for table in self._waiting]
+        known = [] if self._known is None else [self._known.with_columns(pl.lit(None, pl.Int64).alias(_COUNT))]
+        pl.concat([*known, *waiting] or [pl.DataFrame({_VALUE: [], _ID: [], _COUNT: []})]).write_parquet(path)
 
     def load(self, path: Path) -> None:
         """Read it back."""
-        seen = pl.read_parquet(path)
-        self._seen = seen if len(seen) else None
-        self.rows = FIRST + int(seen["id"].is_not_null().sum())
+        table = pl.read_parquet(path)
+        if len(table):
+            self._known = table.filter(pl.col(_ID).is_not_null()).select(_VALUE, _ID)
+            self._waiting = [table.filter(pl.col(_ID).is_null()).select(_VALUE, _COUNT)]
 
 
 class Moments:
@@ -72,26 +82,35 @@ class Moments:
         self.count, self.mean, self.m2 = np.zeros(columns), np.zeros(columns), np.zeros(columns)
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Add rows, (n, columns).
+        """Add rows, (n, columns)."""
+        wide = pl.all().cast(pl.Float64)
+        sums = frame.lazy().select(
+            wide.count().name.prefix("count "),
+            wide.mean().fill_null(0.0).name.prefix("mean "),
+            wide.var(ddof=0).fill_null(0.0).name.prefix("variance "),
+        )
+        more = Moments(len(self.mean))
+        more.count, more.mean, variance = np.array(sums.collect().row(0), dtype=float).reshape(3, -1)
+        more.m2 = variance * more.count
+        self.merge(more)
+
+    def merge(self, more: "Moments") -> None:
+        """Add the rows that another has seen.
 
         Reference: T. F. Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
         COMPSTAT 1982.
         """
-        wide = frame.select(pl.all().cast(pl.Float64))
-        count = wide.select(pl.all().count()).to_numpy()[0].astype(float)
-        mean = np.array(wide.select(pl.all().mean().fill_null(0.0)).row(0))
-        m2 = np.array(wide.select(pl.all().var(ddof=0).fill_null(0.0)).row(0)) * count
-        total = np.maximum(self.count + count, 1)
-        delta = mean - self.mean
-        self.m2 += m2 + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count += count
+        total = np.maximum(self.count + more.count, 1)
+        delta = more.mean - self.mean
+        self.m2 += more.m2 + delta**2 * self.count * more.count / total
+        self.mean += delta * more.count / total
+        self.count += more.count
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation; 1 where it would be 0."""
+        """The standard deviation; 1 where there is none, or one of rounding only, below what float32 tells apart."""
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
-        return np.where(std > 0, std, 1.0)
+        return np.where(std > np.abs(self.mean) * np.finfo(np.float32).eps / 2, std, 1.0)
 
     def state(self) -> dict[str, list[float]]:
         """Return plain numbers."""
@@ -104,7 +123,10 @@ class Moments:
 
 
 def hashed(values: pl.Series) -> pl.Series:
-    """Return 64 bits of each value, (n,) ``UInt64``, the same everywhere and for ever; null for null."""
+    """Return 64 bits of each value, (n,) ``UInt64``, the same everywhere and for ever; null for null.
+
+    A number's are SplitMix64's, a text's BLAKE2b's. So the text "7" is not the number 7.
+    """
     if values.dtype != pl.String:
         with np.errstate(over="ignore"):
             z = values.fill_null(0).to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
@@ -124,19 +146,29 @@ class Past:
     def __init__(self, description: Description) -> None:
         self.description = description
         self._dense = [column.name for column in description.dense]
-        self._moments = Moments(len(self._dense))
+        self._moments, self._today = Moments(len(self._dense)), Moments(len(self._dense))
         self._vocabularies = {
             column.name: Vocabulary(column.min_count) for column in description.categorical if column.hash is None
         }
 
-    def add(self, day: Iterable[pl.DataFrame]) -> None:
-        """Learn a day, given in pieces of typed rows."""
-        for piece in day:
-            for name, vocabulary in self._vocabularies.items():
-                values = piece[name]
-                vocabulary.add(values.explode(empty_as_null=True) if values.dtype == pl.List else values)
-            if self._dense:
-                self._moments.add(piece.select(self._dense))
+    def note(self, piece: pl.DataFrame, encoded: pl.DataFrame) -> None:
+        """Take down typed rows of a day, and what they were encoded as; nothing is known of them before ``learn``."""
+        for column in self.description.categorical:
+            if column.hash is None:
+                values, ids = piece[column.name], encoded[column.name]
+                if column.width > 1:
+                    values, ids = _flat(values, column.width), ids.explode()
+                    ids = ids.filter(ids != MISSING)  # of places without a value
+                self._vocabularies[column.name].note(values.filter(ids == UNSEEN))
+        if self._dense:
+            self._today.add(piece.select(self._dense))
+
+    def learn(self) -> None:
+        """End a day: know what was taken down of it."""
+        for vocabulary in self._vocabularies.values():
+            vocabulary.learn()
+        self._moments.merge(self._today)
+        self._today = Moments(len(self._dense))
 
     def rows(self, column: CategoricalColumn) -> int:
         """Return the rows of a column's table that ids given out so far need."""
@@ -147,31 +179,28 @@ class Past:
         columns: dict[str, Any] = {}
         for column in self.description.categorical:
             columns[column.name] = self._ids(piece[column.name], column)
-        for i, column in enumerate(self.description.dense):
-            value = piece[column.name].to_numpy().astype(np.float64)  # nulls are NaN here
-            if column.standardise:
-                value = (value - self._moments.mean[i]) / self._moments.std[i]
-            columns[column.name] = np.nan_to_num(value, nan=0.0).astype(np.float32)
-        for label in self.description.label:
-            columns[label.name] = piece[label.name]
+        dense = zip(self.description.dense, self._moments.mean, self._moments.std, strict=True)
+        columns |= piece.select(_scaled(column, mean, std) for column, mean, std in dense).to_dict()
+        columns |= {label.name: piece[label.name] for label in self.description.label}
         if self.description.group is not None:
-            group = piece["__group__"]
+            group = piece[GROUP]
             whole = group if group.dtype == pl.Int64 else hashed(group).reinterpret(signed=True)
-            columns["__group__"] = whole.fill_null(-1)
+            columns[GROUP] = whole.fill_null(-1)
         return pl.DataFrame(columns)
 
-    def _ids(self, values: pl.Series, column: CategoricalColumn) -> pl.Series | np.ndarray:
+    def _ids(self, values: pl.Series, column: CategoricalColumn) -> pl.Series:
         if column.width == 1:
             return self._ids_of(values, column)
-        places = [values.list.get(place, null_on_oob=True) for place in range(column.width)]
-        ids = np.stack([self._ids_of(place, column) for place in places], axis=1)
+        flat = self._ids_of(_flat(values, column.width), column)
+        kept = values.list.len().fill_null(0).to_numpy()
+        ids = np.full((len(values), column.width), MISSING, dtype=np.int32)
+        ids[np.arange(column.width) < kept[:, None]] = flat.to_numpy()
         return pl.Series(ids, dtype=pl.Array(pl.Int32, column.width))
 
-    def _ids_of(self, values: pl.Series, column: CategoricalColumn) -> np.ndarray:
+    def _ids_of(self, values: pl.Series, column: CategoricalColumn) -> pl.Series:
         if column.hash is None:
             return self._vocabularies[column.name].ids(values)
-        ids = hashed(values) % (column.hash - FIRST) + FIRST
-        return ids.fill_null(MISSING).cast(pl.Int32).to_numpy()
+        return (hashed(values) % (column.hash - FIRST) + FIRST).fill_null(MISSING).cast(pl.Int32)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the vocabularies as files of a folder; return the rest in plain numbers."""
@@ -185,3 +214,15 @@ class Past:
         for i, vocabulary in enumerate(self._vocabularies.values()):
             vocabulary.load(folder / f"{i}.parquet")
         self._moments.restore(state)
+
+
+def _flat(values: pl.Series, width: int) -> pl.Series:
+    """Return the values that are kept of lists, (n,), one after the other."""
+    return values.filter(values.list.len() > 0).list.head(width).explode()
+
+
+def _scaled(column: DenseColumn, mean: float, std: float) -> pl.Expr:
+    value = pl.col(column.name).cast(pl.Float64)
+    if column.standardise:
+        value = ((value - mean) / std).clip(-_LARGEST, _LARGEST)
+    return value.fill_null(0.0).cast(pl.Float32)

@@ -3,16 +3,21 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from surefoot.data.description import Description
+from surefoot.data.places import locate, natural
 from surefoot.data.prepared import MANIFEST
-from surefoot.data.reader import Rejections, locate, natural, sentence
+from surefoot.data.reader import Rejections, sentence
 from surefoot.errors import InputError
 
 STATE = "state.json"
+FILE = "__file__"  # the number of the one that a row is from
+_PARTS = {STATE, f"{STATE}.draft", "rows", "rejected", "days", "vocabularies"}
+Progress = Callable[[str, float], object]
 
 
 class Before:
@@ -21,10 +26,11 @@ class Before:
     def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
         self.out, self.manifest = out, manifest
         self.days: dict[str, int] = {each["day"]: each["rows"] for each in manifest.get("days", ())}
-        self.files: list[str] = manifest.get("files", [])
-        report = manifest.get("report", {})
-        self.rows_in, self.rows_out = report.get("rows_in", 0), report.get("rows_out", 0)
-        self.rejected, self.counts = Counter(report.get("rejected", {})), Counter(report.get("counts", {}))
+        self.files: dict[str, int] = manifest.get("files", {})  # their sizes
+        self.types: dict[str, str] = manifest.get("types", {})
+        self.report: dict[str, Any] = manifest.get("report", {})
+        self.rejected, self.counts = Counter(self.report.get("rejected")), Counter(self.report.get("counts"))
+        self.first_rejected: dict[str, str] = manifest.get("first_rejected", {})
         self.last_day = max(self.days, key=natural, default="")
 
     @classmethod
@@ -39,12 +45,26 @@ class Before:
             if out.exists() and not under_way and (not out.is_dir() or any(out.iterdir())):
                 raise InputError(f"{out} is there and is no prepared log; expected a new folder or one of this log")
             return cls(out, {})
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _json(out / MANIFEST)
         if manifest.get("description") != json.loads(description.model_dump_json()):
             raise InputError(
                 f"{out} was prepared with another schema than this one; expected the same to add days, or a new folder"
             )
         return cls(out, manifest)
+
+    def new(self, files: Iterable[str]) -> list[str]:
+        """Return the files that are not in the folder.
+
+        Raises:
+            InputError: if one that is has changed since.
+        """
+        for file in files:
+            if file in self.files and (size := look(file)[0]) != self.files[file]:
+                raise InputError(
+                    f"{file} has {size} bytes, and {self.files[file]} when {self.out} was prepared; expected it as it "
+                    "was, and new rows in new files"
+                )
+        return [file for file in files if file not in self.files]
 
 
 class Work:
@@ -56,27 +76,41 @@ class Work:
     @classmethod
     def beside(cls, before: Before, description: Description, files: list[str], stretch: int) -> "Work":
         """Return the work as it stands, new if it was of other files or of another description."""
-        made_of = [description.model_dump_json(), stretch, before.files, *((file, *look(file)) for file in files)]
+        made_of = [description.model_dump_json(), stretch, *before.files, *((file, *look(file)) for file in files)]
         digest = sha256(json.dumps(made_of).encode()).hexdigest()
         folder = partial(before.out)
         path = folder / STATE
-        if path.exists() and (state := json.loads(path.read_text()))["digest"] == digest:
+        if path.exists() and (state := _json(path)).get("digest") == digest:
             return cls(folder, state)
         if folder.exists():
+            if others := {each.name for each in folder.iterdir()} - _PARTS:
+                raise InputError(
+                    f"{folder} has {min(others)} in it; expected no such folder, {before.out} is made there"
+                )
             shutil.rmtree(folder)
         (folder / "rows").mkdir(parents=True)
         (folder / "rejected").mkdir()
-        per_day = description.day.rows or 1
-        position = -(-before.rows_out // per_day) * per_day  # a pseudo-day that was not full stays so
-        numbers = {"file": 0, "consumed": 0, "rows_in": before.rows_in, "position": position}
-        at_start = [before.rows_in, 0]  # rows in and rows rejected when the file began
-        tables = {key: {} for key in ("types", "rejected", "first_rejected", "counts", "encoded", "columns")}
-        return cls(folder, {"digest": digest, "files": files, "at_start": at_start, **numbers, **tables})
+        per_day, last = description.day.rows, before.last_day.removeprefix("rows-")
+        rows_in = before.report.get("rows_in", 0)
+        state = {
+            "digest": digest,
+            "files": files,
+            "empty": [],
+            "file": 0,
+            "consumed": 0,  # rows of it
+            "rows_in": rows_in,
+            "at_start": [rows_in, 0],  # rows in and rows rejected when the file began
+            "position": (int(last) + 1) * per_day if per_day and last else 0,  # a pseudo-day that is not full stays so
+            "types": dict(before.types),
+        }
+        return cls(
+            folder, state | {name: {} for name in ("rejected", "first_rejected", "counts", "encoded", "columns")}
+        )
 
     @property
     def begun(self) -> bool:
         """Whether there is something to go on with."""
-        return (self.folder / STATE).exists()
+        return (self.folder / STATE).exists() and any((self.folder / "rows").iterdir())
 
     def save(self) -> None:
         """Write down how far it is."""
@@ -105,7 +139,15 @@ class Work:
 
 def partial(out: Path) -> Path:
     """Return the folder of the work for ``out``."""
+    out = out.absolute()
     return out.with_name(f"{out.name}.partial")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
 
 
 def look(file: str) -> tuple[int, int]:

@@ -1,0 +1,71 @@
+"""Small logs as they come: text and parquet files of a few rows, and a description that fits them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from surefoot.data.description import Description
+from surefoot.data.prepared import MANIFEST, PreparedLog, day_path
+from surefoot.data.reader import find_files
+from surefoot.data.source import Source
+
+HEADER = "date,user,price,click"
+ROWS = ("2024-05-01,u1,0.5,0", "2024-05-01,u2,1.5,1", "2024-05-02,u1,2.5,0", "2024-05-02,u3,3.5,1")
+FILE = "\n".join((HEADER, *ROWS, "")).encode()
+TABLE: dict[str, list[Any]] = {
+    "date": ["2024-05-01", "2024-05-01", "2024-05-02", "2024-05-02"],
+    "user": ["u1", "u2", "u1", "u3"],
+    "price": [0.5, 1.5, 2.5, 3.5],
+    "click": [0, 1, 0, 1],
+}
+AS_IT_IS: dict[str, Any] = {
+    "day": {"column": "date"},
+    "categorical": ["user"],
+    "dense": ["price"],
+    "label": ["click"],
+}
+
+
+def described(**changes: Any) -> Description:
+    """Return the description of the small log, with changes."""
+    return Description.model_validate(AS_IT_IS | changes)
+
+
+def source_of(folder: Path, **changes: Any) -> Source:
+    """Return the log in a folder, as the command line would."""
+    return Source(described(**changes), find_files(str(folder)))
+
+
+def write_days(folder: Path, days: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    """Write a parquet file for each day, of the columns given; ``date`` is added."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for day, columns in days.items():
+        pl.DataFrame(dict(columns)).with_columns(date=pl.lit(day)).write_parquet(folder / f"{day}.parquet")
+
+
+def day_rows(out: Path, day: str) -> pl.DataFrame:
+    """Return the rows of a prepared day, as they are in its file."""
+    return pl.read_parquet(day_path(out, day), hive_partitioning=False)
+
+
+def all_rows(out: Path) -> dict[str, pl.DataFrame]:
+    """Return the rows of all prepared days, after a look that the folder is whole."""
+    return {day: day_rows(out, day) for day in PreparedLog.open(out).days}
+
+
+def rows_of(out: Path) -> pl.DataFrame:
+    """Return all prepared rows, oldest first."""
+    return pl.concat(all_rows(out).values())
+
+
+def rejected_rows(out: Path) -> list[tuple[Any, ...]]:
+    """Return what a preparation says of the rows that it left out: file, row, column, value, reason."""
+    tables = [pl.read_parquet(part) for part in sorted((out / "rejected").glob("*.parquet"))]
+    return [(Path(row[0]).name, *row[1:]) for table in tables for row in table.iter_rows()]
+
+
+def nothing_is_left(out: Path) -> bool:
+    """Return whether a refused preparation left no folder."""
+    return not out.exists() and not out.with_name(f"{out.name}.partial").exists() and not (out / MANIFEST).exists()
