@@ -230,16 +230,22 @@ class _Pass:
 
     def _odd_columns(self, found: Profile) -> list[str]:
         sentences = []
-        for column in found.columns:
-            if self.rows and column.missing == self.rows:
-                sentences.append(f"{column.name} has no value in any row")
-            elif column.values == 1 or (column.kind == "dense" and column.low == column.high):
-                sentences.append(f"{column.name} has the same value in all rows that have one")
-            elif column.values is not None and column.values > 0.9 * (self.rows - column.missing) > 1000:
-                sentences.append(
-                    f"{column.name} has a value of its own in nearly every row (about {column.values:,}): nothing can "
-                    "be learnt from such an id"
-                )
+        empty = [column.name for column in found.columns if self.rows and column.missing == self.rows]
+        constant = [
+            column.name
+            for column in found.columns
+            if column.name not in empty
+            and (column.values == 1 or (column.kind == "dense" and column.low == column.high))
+        ]
+        for names, what in ((empty, "no value in any row"), (constant, "the same value wherever there is one")):
+            if names:
+                sentences.append(f"{', '.join(names)}: {what}")
+        sentences += [
+            f"{column.name} has a value of its own in nearly every row (about {column.values:,}): nothing can be "
+            "learnt from such an id"
+            for column in found.columns
+            if column.values is not None and column.values > 0.9 * (self.rows - column.missing) > 1000
+        ]
         return sentences
 
     def _telling(self) -> list[str]:
@@ -273,11 +279,14 @@ def _odd_days(found: Profile, description: Description) -> list[str]:
             sentences.append(
                 f"the {place} day, {day.day}, has {day.rows:,} rows, and a usual one {usual:,.0f}: is it whole?"
             )
-    sentences += [
-        f"on {day.day} the mean of {day.shift_of} moves by {day.shift:+.1f} standard deviations"
-        for day in days[1:]
-        if abs(day.shift) > 1
-    ]
+    for column in dict.fromkeys(day.shift_of for day in days if abs(day.shift) > 1):
+        moved = [day for day in days if day.shift_of == column and abs(day.shift) > 1]
+        most = max(moved, key=lambda day: abs(day.shift))
+        often = "" if len(moved) == 1 else f", and by more than one on {len(moved) - 1} further days"
+        sentences.append(
+            f"on {most.day} the mean of {column} is {most.shift:+.1f} standard deviations from that of the days before"
+            f"{often}"
+        )
     if description.day.column is not None and (gap := _first_gap([day.day for day in days])):
         sentences.append(gap)
     return sentences
