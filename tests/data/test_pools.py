@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def visit(rows: int, batch_size: int, draw: Draw, rank: int = 0, ranks: int = 1,
     steps = -(-(rows // ranks) // batch_size)
     settings = {"room": None, "day": 4, "seed": 3, "steps": steps} | others
     return Visit(range(5, 5 + rows), draw=draw, batch_size=batch_size, rank=rank, ranks=ranks, **settings)
+
+
+def seeds(plan: Visit) -> list[int]:
+    return [pool.seed for pool, _ in plan.pools()]
 
 
 def drawn(plan: Visit, first: int = 0) -> list[list[int]]:
@@ -94,6 +99,14 @@ def test_draws_differ_with_seed_day_and_rank_and_between_pools(draw: Draw, room:
     assert len(taken) == len(set(taken)) == 2 * 5 * len(SETTINGS)
 
 
+@over("draw", list(Draw))
+def test_every_pool_is_shuffled_in_its_own_way(draw: Draw):
+    room = ROOMS["a pool of some row groups"]
+    plans = [visit(150, 16, draw, rank, 2, room=room, **others) for rank in (0, 1) for others in SETTINGS]
+    found = [seed for plan in plans for seed in seeds(plan)]
+    assert len(found) == len(set(found)) == 2 * 2 * len(SETTINGS)
+
+
 SETTINGS: list[dict[str, int]] = [{}, {"seed": 4}, {"day": 5}, {"seed": -1}]
 
 
@@ -117,9 +130,13 @@ def test_a_pool_has_many_row_groups_where_the_room_allows_it():
     (pool,) = [pool for pool, _ in few.pools()]
     assert (pool.rows, pool.steps) == (160, 2)
     once = Visit(range(10_000), 0, Draw.ONCE, 4, 2500, 0, 0, 1, Room(2000, 10, groups))
-    sizes = [len(pool.stretches) for pool, _ in once.pools()]
-    assert len(sizes) == 6
-    assert all(160 <= size <= 200 for size in sizes)
+    pools = [pool for pool, _ in once.pools()]
+    assert len(pools) == 6
+    assert all(160 <= len(pool.stretches) <= 200 for pool in pools)
+    for pool in [*pools, *(pool for day in range(5) for pool, _ in replace(few, day=day).pools())]:
+        starts = torch.tensor([float(stretch.start) for stretch in pool.stretches])
+        assert starts.diff().max() < 5000  # from all over the window
+        assert 3000 < starts.mean() < 7000
 
 
 def test_drawn_once_a_rank_reads_its_own_row_groups():
@@ -128,7 +145,7 @@ def test_drawn_once_a_rank_reads_its_own_row_groups():
     read = [{row for pool, _ in plan.pools() for stretch in pool.stretches for row in stretch} for plan in plans]
     assert [len(rows) for rows in read] == [160] * 4
     groups = [{(row - 5) // 16 for row in rows} for rows in read]
-    assert sum(map(len, groups)) == 40  # 640 rows are 40 row groups: none is read by two ranks
+    assert len(set[int]().union(*groups)) == sum(map(len, groups)) == 40  # all 640 rows, no row group by two ranks
 
 
 def test_drawn_with_replacement_no_row_is_favoured():
@@ -176,14 +193,10 @@ def test_an_error_comes_where_the_result_would():
 
     results = read_ahead(range(5), read)
     assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(InputError, match="plan 2 cannot be read"):
+    with pytest.raises(InputError, match="plan 2 cannot be read") as error:
         next(results)
-
-
-def readers() -> int:
-    """Return how many threads read ahead, those of streams that a caught error still holds left out."""
-    gc.collect()
-    return sum(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+    wait_for(lambda: readers() == 0)
+    assert error.traceback  # which holds on to what raised
 
 
 def test_a_dropped_iterator_leaves_no_thread():
@@ -193,6 +206,12 @@ def test_a_dropped_iterator_leaves_no_thread():
     assert readers() == 1
     del results
     wait_for(lambda: readers() == 0)
+
+
+def readers() -> int:
+    """Return how many threads read ahead, those of streams that a caught error still holds left out."""
+    gc.collect()
+    return sum(thread.name.startswith("read-ahead") for thread in threading.enumerate())
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
