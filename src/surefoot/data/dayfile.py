@@ -17,7 +17,7 @@ from surefoot.data.schema import Batch, Schema
 from surefoot.errors import InputError
 
 GROUP = "__group__"
-ROW_GROUP = 16_384  # rows: half a ms to read a few dozen columns of, and 16 of them still fit a cache of a few MB
+ROW_GROUP = 32_768  # rows: read in less time than half as many twice; 16 of them are some 50 MB
 
 
 def columns_of(schema: Schema) -> pa.Schema:
