@@ -1,11 +1,15 @@
 """The layers that ranking models are made of."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import overload
 
 import torch
 from torch import Tensor, nn
+
+from surefoot.data.schema import Categorical
 
 _TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name: nobody has to import torchrec
 
@@ -13,24 +17,84 @@ _TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  #
 class FeatureEmbedding(nn.Module):
     """One vector for each id of each categorical column, all in a single table with sparse gradients.
 
+    A column with several values a row gives the mean of their vectors. There id 0 fills the places of a row that has
+    fewer, and counts for nothing; a row without a value gives zeros.
+
     Args:
         rows: how many ids each column has.
         dim: numbers in a vector.
+        widths: how many values a row each column has at most; None: one.
         std: of the normal distribution that the vectors start from.
+
+    Raises:
+        ValueError: if there is not one width for each column, or one is below 1.
+
+    >>> embedding = FeatureEmbedding([4, 9], dim=2, widths=[1, 3])
+    >>> embedding(torch.tensor([[0, 5, 7, 0], [3, 0, 0, 0]])).shape
+    torch.Size([2, 2, 2])
     """
 
-    first: Tensor  # row of the table at which each column begins
+    first: Tensor  # row of the table at which each place's column begins
+    begins: Tensor  # place at which each column begins
+    filled: Tensor  # whether id 0 fills the place
 
-    def __init__(self, rows: Sequence[int], dim: int, *, std: float = 0.01) -> None:
+    def __init__(
+        self, rows: Sequence[int], dim: int, *, widths: Sequence[int] | None = None, std: float = 0.01
+    ) -> None:
         super().__init__()
-        self.table = nn.Embedding(sum(rows), dim, sparse=True)
+        widths = [1] * len(rows) if widths is None else list(widths)
+        if len(widths) != len(rows) or min(widths, default=1) < 1:
+            raise ValueError(f"widths is {widths}; expected {len(rows)} whole numbers, 1 or above")
+        sizes, places = torch.tensor([list(rows), widths], dtype=torch.int64)
+        self.register_buffer("first", (sizes.cumsum(0) - sizes).repeat_interleave(places), persistent=False)
+        self.register_buffer("begins", places.cumsum(0) - places, persistent=False)
+        self.register_buffer("filled", (places > 1).repeat_interleave(places), persistent=False)
+        if max(widths, default=1) > 1:
+            self.table = nn.EmbeddingBag(sum(rows), dim, mode="mean", sparse=True)
+        else:  # a bag would give the same numbers, and take four times as long
+            self.table = nn.Embedding(sum(rows), dim, sparse=True)
         nn.init.normal_(self.table.weight, std=std)
-        first = torch.tensor([0, *rows[:-1]]).cumsum(0)
-        self.register_buffer("first", first, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return (rows, columns, dim) from ``ids``, (rows, columns) of integers."""
-        return self.table(ids + self.first)
+        """Return (rows, columns, dim) from ``ids``, (rows, places) of integers: a column has its width of places."""
+        if isinstance(self.table, nn.Embedding):
+            return self.table(ids + self.first)
+        values = ~self.filled | (ids != 0)
+        before = values.flatten().cumsum(0) - values.flatten().long()  # how many values come before each place
+        begins = torch.arange(0, ids.numel(), ids.shape[1], device=ids.device)[:, None] + self.begins
+        # taking the values out waits for an accelerator, as sparse gradients do; padding_idx takes twice as long
+        return self.table((ids + self.first)[values], before[begins.flatten()]).unflatten(0, begins.shape)
+
+
+class RowNames(Sequence[str]):
+    """What to call the rows of a ``FeatureEmbedding``'s table: column and id, each made when it is asked for.
+
+    Args:
+        columns: in the order of the table.
+
+    >>> names = RowNames([Categorical("user", 500), Categorical("item", 1000)])
+    >>> len(names), names[499], names[500]
+    (1500, 'user 499', 'item 0')
+    """
+
+    def __init__(self, columns: Sequence[Categorical]) -> None:
+        self._columns = columns
+        self._ends = list(accumulate(column.rows for column in columns))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        place = bisect_right(self._ends, row)
+        column = self._columns[place]
+        return f"{column.name} {row - self._ends[place] + column.rows}"
 
 
 class CrossLayer(nn.Module):

@@ -39,14 +39,16 @@ class Ranker(nn.Module):
 class LinearRanker(nn.Module):
     """A weight for each id, a weight for each dense feature, nothing more: the floor.
 
+    A column with several values a row has the mean of their weights.
+
     Args:
         schema: the log's columns.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        rows = [column.rows for column in schema.categorical]
-        self.embedding = FeatureEmbedding(rows, len(schema.tasks), std=0.0)
+        rows, widths = [column.rows for column in schema.categorical], [column.width for column in schema.categorical]
+        self.embedding = FeatureEmbedding(rows, len(schema.tasks), widths=widths, std=0.0)
         self.linear = nn.Linear(len(schema.dense), len(schema.tasks))
 
     def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
     """Return the model for a log's columns, its weights drawn from torch's global generator."""
     if config.bottom == "linear":
         return LinearRanker(schema)
-    rows = [column.rows for column in schema.categorical]
+    rows, widths = [column.rows for column in schema.categorical], [column.width for column in schema.categorical]
     width = len(rows) * config.embedding_dim + len(schema.dense)
     tasks = len(schema.tasks)
     if config.bottom == "experts":
@@ -74,7 +74,7 @@ def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
     else:
         bottom = SharedBottom(width, config.hidden, tasks)
     return Ranker(
-        embedding=FeatureEmbedding(rows, config.embedding_dim),
+        embedding=FeatureEmbedding(rows, config.embedding_dim, widths=widths),
         interaction=CrossNetwork(width, config.cross_layers) if config.cross_layers else nn.Identity(),
         bottom=bottom,
         heads=nn.ModuleDict({task.name: nn.Linear([width, *config.hidden][-1], 1) for task in schema.tasks}),
