@@ -1,4 +1,4 @@
-"""How good predictions are: AUC with its interval, normalised entropy, calibration, RMSE.
+"""How good predictions are: AUC with its interval, within groups too, normalised entropy, calibration, RMSE.
 
 Every metric takes one-dimensional tensors of equal length and returns a float, NaN where it is undefined.
 """
@@ -35,6 +35,38 @@ def auc(scores: Tensor, labels: Tensor) -> float:
         1
     ].double()  # exact at any scale, where a sigmoid would merge scores
     return binary_auroc(ranks / ranks.max().clamp(min=1), labels.int(), validate_args=False).item()
+
+
+def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> float:
+    """Return the mean of the groups' AUCs, weighted by their rows; ties count half.
+
+    Only groups with both classes count; NaN where there is none or a score is not finite.
+
+    Args:
+        scores: (rows,).
+        labels: (rows,), 1 or 0.
+        groups: (rows,) integers, equal where the rows belong to the same group, as a rule the same user.
+
+    >>> scores, labels = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.9]), torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])
+    >>> grouped_auc(scores, labels, torch.tensor([7, 7, 5, 5, 8]))  # 1 in group 7, 0 in group 5
+    0.5
+
+    Reference: G. Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018, arXiv:1706.06978,
+    eq. (7).
+    """
+    if not scores.isfinite().all():
+        return math.nan
+    ranks = torch.unique(scores, return_inverse=True)[1]
+    owners = torch.unique(groups, return_inverse=True)[1]
+    ties, tie = torch.unique(owners * len(scores) + ranks, return_inverse=True)  # in order: groups, then scores
+    owner = ties // len(scores)
+    positives, negatives = torch.bincount(tie, labels.double()), torch.bincount(tie, 1 - labels.double())
+    all_positives, all_negatives = torch.bincount(owner, positives), torch.bincount(owner, negatives)
+    below = negatives.cumsum(0) - negatives - (all_negatives.cumsum(0) - all_negatives)[owner]
+    wins = torch.bincount(owner, positives * (below + negatives / 2))
+    pairs, rows = all_positives * all_negatives, all_positives + all_negatives
+    both = pairs > 0
+    return ((wins / pairs * rows)[both].sum() / rows[both].sum()).item()
 
 
 def auc_interval(value: float, positives: int, negatives: int) -> Interval:
@@ -87,25 +119,38 @@ def rmse(predictions: Tensor, labels: Tensor) -> float:
     return (predictions - labels).square().mean().sqrt().item()
 
 
-def evaluate(outputs: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> dict[str, float]:
+def evaluate(
+    outputs: Tensor, labels: Tensor, tasks: tuple[Task, ...], groups: Tensor | None = None
+) -> dict[str, float]:
     """Return the metrics of every task as ``{"auc/promo": 0.9, "rmse/log_sales": 0.4, ...}``.
+
+    Of a masked task only the rows count whose label is not NaN.
 
     Args:
         outputs: (rows, tasks), logits where the task is binary.
         labels: (rows, tasks).
         tasks: in the order of the columns.
+        groups: (rows,) integers, for the grouped AUC of binary tasks; None: without it.
     """
     scores: dict[str, float] = {}
     for i, task in enumerate(tasks):
-        output, label = outputs[:, i].float(), labels[:, i]
-        if task.kind is TaskKind.BINARY:
-            scores[f"auc/{task.name}"] = value = auc(output, label)
-            positives = int(label.sum())
-            interval = auc_interval(value, positives, len(label) - positives)
-            scores[f"auc_low/{task.name}"], scores[f"auc_high/{task.name}"] = interval
-            scores[f"ne/{task.name}"] = normalised_entropy(output, label)
-            scores[f"calibration/{task.name}"] = calibration(output, label)
-        else:
-            scores[f"rmse/{task.name}"] = rmse(output, label)
-            scores[f"rmse_constant/{task.name}"] = label.std(correction=0).item()
+        output, label, group = outputs[:, i].float(), labels[:, i], groups
+        if task.masked:
+            seen = ~label.isnan()
+            output, label, group = output[seen], label[seen], None if groups is None else groups[seen]
+        found = _of_binary(output, label, group) if task.kind is TaskKind.BINARY else _of_regression(output, label)
+        scores |= {f"{metric}/{task.name}": value for metric, value in found.items()}
     return scores
+
+
+def _of_binary(logits: Tensor, labels: Tensor, groups: Tensor | None) -> dict[str, float]:
+    value, positives = auc(logits, labels), int(labels.sum())
+    low, high = auc_interval(value, positives, len(labels) - positives)
+    found = {"auc": value, "auc_low": low, "auc_high": high}
+    found |= {"ne": normalised_entropy(logits, labels), "calibration": calibration(logits, labels)}
+    return found if groups is None else found | {"gauc": grouped_auc(logits, labels, groups)}
+
+
+def _of_regression(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    constant = labels.std(correction=0).item() if len(labels) else math.nan
+    return {"rmse": rmse(predictions, labels), "rmse_constant": constant}
