@@ -61,10 +61,10 @@ def training(make: MakeOptimizer = adagrad, *, seed: int = 0, log: Log = LOG) ->
     torch.manual_seed(seed)
     torch.sparse.check_sparse_tensor_invariants.disable()
     tasks = log.schema.tasks
-    rows = [column.rows for column in log.schema.categorical]
+    rows, widths = [column.rows for column in log.schema.categorical], [c.width for c in log.schema.categorical]
     width = 4 * len(rows) + len(log.schema.dense)
     model = Ranker(
-        embedding=FeatureEmbedding(rows, 4),
+        embedding=FeatureEmbedding(rows, 4, widths=widths),
         interaction=nn.Identity(),
         bottom=DroppedOut(SharedBottom(width, [16], len(tasks))),
         heads=nn.ModuleDict({task.name: nn.Linear(16, 1) for task in tasks}),
@@ -95,13 +95,19 @@ def nothing(step: int, batch: Batch) -> None:
 
 
 def record(
-    subject: Training, count: int, *, spoil: Callable[[int, Batch], None] = nothing, ids_only: bool = False, **ring: Any
+    subject: Training,
+    count: int,
+    *,
+    spoil: Callable[[int, Batch], None] = nothing,
+    ids_only: bool = False,
+    window: MovingWindow = WINDOW,
+    **ring: Any,
 ) -> Ring:
     """Take ``count`` steps with a ring looking on; ``spoil`` may write into each batch before its step."""
     kept = Ring(subject.model, subject.optimizers, others=subject.others, **ring)
     for step in range(count):
-        rows = WINDOW.rows_of(*divmod(step, WINDOW.steps(0)))
-        batch = WINDOW.batch(rows)
+        rows = window.rows_of(*divmod(step, window.steps(0)))
+        batch = window.batch(rows)
         spoil(step, batch)
         torch.rand(3)  # a loop draws random numbers of its own
         kept.record(step, None if ids_only else batch, rows=rows)

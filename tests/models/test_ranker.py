@@ -1,9 +1,13 @@
-"""The ranker: shapes, parts that can be swapped, parameters told apart, losses."""
+"""The ranker: shapes, parts that can be swapped, parameters told apart, losses, rows that do not count."""
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from properties import over
 from surefoot.data import synthetic
 from surefoot.data.schema import Task, TaskKind
 from surefoot.models.layers import CrossLayer, CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
@@ -95,3 +99,52 @@ def test_losses():
     torch.testing.assert_close(
         losses, torch.tensor([2.0]).log().repeat(2) * torch.tensor([1, 0]) + torch.tensor([0, 2.0])
     )
+
+
+BOTH = (Task("click", TaskKind.BINARY, masked=True), Task("time", TaskKind.REGRESSION, masked=True))
+
+
+def masked_batch(share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return outputs, labels that are NaN where a row does not count, and which do."""
+    outputs, labels = torch.randn(40, 2).requires_grad_(), torch.randint(2, (40, 2)).float()
+    seen = torch.rand(40, 2) < share
+    return outputs, torch.where(seen, labels, torch.nan), seen
+
+
+@over("share", [0.2, 0.5, 1.0])
+def test_a_masked_tasks_loss_is_that_of_the_rows_that_count(share: float):
+    outputs, labels, seen = masked_batch(share)
+    losses = task_losses(outputs, labels, BOTH)
+    for i, task in enumerate(BOTH):
+        plain = replace(task, masked=False)
+        expected = task_losses(outputs[seen[:, i], i, None], labels[seen[:, i], i, None], (plain,))[0]
+        torch.testing.assert_close(losses[i], expected)
+    (grad,) = torch.autograd.grad(losses.sum(), outputs)
+    assert grad[~seen].eq(0).all()
+    assert grad[seen].ne(0).all()
+
+
+@over("output", {"plain": 0.5, "inf": math.inf, "nan": math.nan})
+def test_without_a_row_that_counts_loss_and_gradients_are_zero(output: float):
+    outputs = torch.full((8, 2), output, requires_grad=True)
+    losses = task_losses(outputs, torch.full((8, 2), torch.nan), BOTH)
+    assert losses.tolist() == [0.0, 0.0]
+    losses.sum().backward()
+    assert outputs.grad is not None
+    assert outputs.grad.eq(0).all()
+
+
+def test_what_is_not_finite_in_a_row_that_counts_is_told():
+    outputs, labels, seen = masked_batch(0.5)
+    with torch.no_grad():
+        outputs[seen[:, 0].nonzero()[0], 0] = torch.nan
+    assert task_losses(outputs, labels, BOTH).isnan().tolist() == [True, False]
+
+
+def test_a_task_that_is_not_masked_is_as_torch_has_it_whatever_the_labels():
+    outputs, labels, _ = masked_batch(1.0)
+    plain = tuple(replace(task, masked=False) for task in BOTH)
+    expected = nn.functional.mse_loss(outputs[:, 1], labels[:, 1])
+    assert task_losses(outputs, labels, (BOTH[0], plain[1]))[1].equal(expected)
+    labels[3, 0] = torch.nan
+    assert task_losses(outputs, labels, plain).isnan().tolist() == [True, False]

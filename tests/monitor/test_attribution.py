@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import own_log
 from properties import over
 from surefoot.data import synthetic
 from surefoot.data.schema import Batch
-from surefoot.models.layers import FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, task_losses
+from surefoot.models.layers import FeatureEmbedding, RowNames, SharedBottom
+from surefoot.models.ranker import LinearRanker, Ranker, task_losses
 from surefoot.monitor.attribution import Attribution, attribute
 
 LOG = synthetic.make(days=1, rows_per_day=256)
@@ -114,6 +115,38 @@ def test_the_row_gradient_is_that_of_the_sum() -> None:
         for i, v in zip(grad.indices()[0].tolist(), grad.values().norm(dim=1).tolist(), strict=True)
     }
     assert {row.name: row.gradient for row in found.rows} == pytest.approx(expected, rel=1e-4)
+
+
+OWN = own_log.make(days=1, rows_per_day=256)
+
+
+def own_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    each = task_losses(model(batch.categorical, batch.dense), batch.labels, OWN.schema.tasks)
+    return {task.name: loss for task, loss in zip(OWN.schema.tasks, each.unbind(), strict=True)}
+
+
+@over("tag", [1, 8])
+def test_a_damaged_row_of_a_column_with_several_values_is_named(tag: int) -> None:
+    model, rows = LinearRanker(OWN.schema), OWN.day(0)
+    with torch.no_grad():
+        model.embedding.table.weight[tag] = 1e3
+    names = {"embedding.table.weight": RowNames(OWN.schema.categorical), "dense": OWN.schema.dense}
+    found = attribute(model, rows, own_losses, names=names, top=10_000)
+    assert found.rows[0].name == f"embedding.table.weight[tags {tag}]"
+    named = {share.name for share in found.rows}
+    touched = {f"tags {i}" for i in rows.categorical[:, :3].unique().tolist() if i}
+    touched |= {f"user {i}" for i in rows.categorical[:, 3].unique().tolist()}
+    assert {f"embedding.table.weight[{name}]" for name in touched} <= named
+    assert "embedding.table.weight[tags 0]" not in named
+
+
+def test_a_task_of_which_no_row_counts_has_no_gradient() -> None:
+    rows = Batch(*(part.clone() for part in OWN.day(0)))
+    rows.labels[:, 1] = torch.nan
+    found = attribute(LinearRanker(OWN.schema), rows, own_losses)
+    assert found.losses["like"] == 0
+    assert {by_task["like"] for by_task in found.shared.values()} == {0.0}
+    assert all(math.isfinite(share.gradient) for share in (*found.columns, *found.rows))
 
 
 class Bag(nn.Module):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from surefoot.data.schema import Schema, Task, TaskKind
 from surefoot.models.layers import FeatureEmbedding, embedding_tables
@@ -76,15 +77,22 @@ def split_parameters(model: nn.Module) -> SplitParameters:
 def task_losses(outputs: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
     """Return the mean loss of each task, (tasks,): log-loss in nats where binary, squared error where not.
 
+    The mean is over the rows that count for the task: all, or, of a masked one, those whose label is not NaN. If none
+    does, its loss is 0, and so are its gradients.
+
     Args:
         outputs: (rows, tasks), logits where binary.
         labels: (rows, tasks).
         tasks: in the order of the columns.
     """
-    losses = [
-        nn.functional.binary_cross_entropy_with_logits(outputs[:, i], labels[:, i])
-        if task.kind is TaskKind.BINARY
-        else nn.functional.mse_loss(outputs[:, i], labels[:, i])
-        for i, task in enumerate(tasks)
-    ]
-    return torch.stack(losses)
+    return torch.stack([_mean_loss(outputs[:, i], labels[:, i], task) for i, task in enumerate(tasks)])
+
+
+def _mean_loss(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
+    loss = binary_cross_entropy_with_logits if task.kind is TaskKind.BINARY else mse_loss
+    if not task.masked:
+        return loss(outputs, labels)
+    seen = ~labels.isnan()
+    outputs, labels = torch.where(seen, outputs, 0.0), torch.where(seen, labels, 0.0)  # no gradient sees a NaN
+    losses = loss(outputs, labels, reduction="none")
+    return torch.where(seen, losses, 0.0).sum() / seen.sum().clamp(min=1)

@@ -55,8 +55,8 @@ class Detector:
 
     A level is the median, and the median deviation, of the last ``history`` accepted values. While an alarm lasts, none
     is accepted, nor are the ``window`` before it: one spike does not raise its own limit, and what is not finite never
-    gets in. It is over when ``window`` steps in a row are calm; a change that has lasted ``patience`` steps with
-    every task on the road is the new level.
+    gets in. It is over when ``window`` steps in a row are calm, not counting those that do not show its task; a change
+    that has lasted ``patience`` steps with every task on the road is the new level.
 
     An **event** is a task's departure from the road: micro if it came back, full if that took more than ``patience``
     steps (and micro again if it comes back even then). An alarm that no departure follows leaves no event.
@@ -197,7 +197,11 @@ class Detector:
             self._panel.accept()
             return None
         on_road = all(road.on_road for road in self._roads.values())
-        self._calm = 0 if findings or not on_road else self._calm + 1
+        task = self._open.task
+        if findings or not on_road:
+            self._calm = 0
+        elif task not in self._roads or task in signals.relative_losses:  # else the step does not show it: no news
+            self._calm += 1
         if self._calm >= self.window:
             self._open = None
         elif on_road and step - self._open.step >= self.patience:  # it stays and does no harm: the new level
@@ -220,6 +224,8 @@ class Detector:
 
     def _roads_of(self, step: int, signals: Signals) -> Iterator[Finding]:
         """Take in the relative losses; yield the tasks that leave the road."""
+        for task in self._roads.keys() - signals.relative_losses.keys():
+            self._roads[task].miss()
         for task, value in signals.relative_losses.items():
             if task not in self._roads:
                 self._roads[task] = Road(self._limits, task)

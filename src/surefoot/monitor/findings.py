@@ -94,7 +94,7 @@ class Panel:
         self._deviations, self._window, self._history = deviations, window, history
         self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _WATCHES}
         self._layers = self._new_level()  # of the mean logarithm of the clip ratios
-        self._first: float | None = None  # the summed loss
+        self._first: dict[str, float] = {}  # each task's first loss
         self._dead: dict[str, int] = {}  # steps for which each layer's gradient has been dead
         self._readings: list[tuple[Level, float]] = []  # of the last step
 
@@ -131,7 +131,7 @@ class Panel:
         return {
             "levels": levels,
             "layers": self._layers.state_dict(),
-            "first": self._first,
+            "first": dict(self._first),
             "dead": dict(self._dead),
         }
 
@@ -142,7 +142,7 @@ class Panel:
             for name, saved in state["levels"][signal].items():
                 self._level(signal, name).load_state_dict(saved)
         self._layers.load_state_dict(state["layers"])
-        self._first, self._dead = state["first"], dict(state["dead"])
+        self._first, self._dead = dict(state["first"]), dict(state["dead"])
 
     def _judge(self, watch: _Watch, values: Mapping[str, float]) -> Iterator[Finding]:
         """Judge the values of one kind, each by its own level; keep the finite ones as readings."""
@@ -181,12 +181,12 @@ class Panel:
         total = sum(losses.values())
         if not losses or not math.isfinite(total):
             return
-        if self._first is None:
-            self._first = total
-        if total > _FIRST * self._first > 0:
+        self._first = {**losses, **self._first}
+        first = sum(self._first[task] for task in losses)  # not every step shows every task
+        if total > _FIRST * first > 0:
             task = max(losses, key=lambda name: losses[name])
-            reason = f"the loss is {total:.3g}, most of it of {task}; at the first step it was {self._first:.3g}"
-            yield Finding("loss", task, False, total / (_FIRST * self._first), reason)
+            reason = f"the loss is {total:.3g}, most of it of {task}; at the first step it was {first:.3g}"
+            yield Finding("loss", task, False, total / (_FIRST * first), reason)
 
     def _together(self, signals: Signals) -> Iterator[Finding]:
         """Judge all layers and tasks together: what is small in each is plain in all.

@@ -1,16 +1,18 @@
 """What is known of one step, in one tensor: put together without a wait, combined over ranks, read a step later."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from surefoot.monitor.window import ABSENT, constant_loss
+from surefoot.monitor.window import ABSENT, ENOUGH, constant_loss
 
 _FLAGS = {"loss": "loss", "grad": "l2_norm/grad"}  # by name of the flag, the kind that it tells of
+_OF_GRADIENTS = ("l2_norm/grad", "clip_ratio")
+_OF_LABELS = ("label_mean", "label_variance")  # NaN without a label
 _OF_A_STEP = ("clip_factor", "clip_measure", "clippy")  # the last two: Clippy's measure; of a rule that is Clippy
 
 
@@ -84,9 +86,24 @@ class Reading:
         """Return them by kind and key, combined over ranks, after waiting for what is not there yet."""
         if self._event is not None:
             self._event.synchronize()
-        values = self._values
-        combined = values[0] if len(values) == 1 else over_ranks(values.cpu(), torch.tensor(self._combine))
-        return [(name, value) for name, value in zip(self._names, combined.tolist(), strict=True) if value != ABSENT]
+        ranks = [without_unseen(self._names, values) for values in self._values.tolist()]
+        values = ranks[0] if len(ranks) == 1 else over_ranks(torch.tensor(ranks), torch.tensor(self._combine)).tolist()
+        return [(name, value) for name, value in zip(self._names, values, strict=True) if value != ABSENT]
+
+
+def without_unseen(names: Sequence[tuple[str, str]], values: list[float]) -> list[float]:
+    """Return the values of a rank; loss and label mean of a task of which no row was seen are ABSENT.
+
+    A loss that is not finite stays: it may be why.
+    """
+    unseen = {key for (kind, key), value in zip(names, values, strict=True) if kind == "label_count" and not value}
+    if not unseen:
+        return values
+    empty = {("loss", key) for key in unseen} | {(kind, key) for kind in _OF_LABELS for key in unseen}
+    return [
+        ABSENT if name in empty and (math.isfinite(value) or name[0] != "loss") else value
+        for name, value in zip(names, values, strict=True)
+    ]
 
 
 def over_ranks(values: Tensor, combine: Tensor) -> Tensor:
@@ -99,15 +116,17 @@ def over_ranks(values: Tensor, combine: Tensor) -> Tensor:
 
 
 def interpreted(
-    found: Sequence[tuple[tuple[str, str], float]], binary: Mapping[str, bool]
+    found: Sequence[tuple[tuple[str, str], float]], binary: Mapping[str, bool], masked: Collection[str] = ()
 ) -> dict[tuple[str, str], float]:
     """Return the numbers that were read in the form in which they are told.
 
-    Clippy's measure becomes ratio and factor, a task's loss and labels the relative loss; flags are added.
+    Clippy's measure becomes ratio and factor, a task's loss and labels the relative loss, if enough labels were seen to
+    tell; flags are added. With masked tasks a gradient of 0 may be that of a task without a row, and is left out.
 
     Args:
         found: by kind and key.
         binary: of each task with labels, whether it is.
+        masked: tasks of which only some rows have a label.
     """
     finite = {flag: all(math.isfinite(v) for (kind, _), v in found if kind == of) for flag, of in _FLAGS.items()}
     values: dict[tuple[str, str], float] = {}
@@ -124,6 +143,11 @@ def interpreted(
                 values["clip_factor", key] = min(value, 1.0)
     for task in [key for kind, key in values if kind == "label_count"]:
         count, variance = values.pop(("label_count", task)), values.pop(("label_variance", task), math.nan)
-        constant = constant_loss(count, values["label_mean", task], variance, binary=binary[task])
-        values["relative_loss", task] = values["loss", task] / constant
+        mean, loss = values.get(("label_mean", task), math.nan), values.get(("loss", task))
+        constant = constant_loss(count, mean, variance, binary=binary[task])
+        enough = not math.isnan(constant) and (count >= ENOUGH or task not in masked)
+        if loss is not None and (enough or not math.isfinite(loss)):
+            values["relative_loss", task] = loss / constant
+    if masked:
+        values = {name: value for name, value in values.items() if value or name[0] not in _OF_GRADIENTS}
     return values | {("finite", flag): float(is_so) for flag, is_so in finite.items()}

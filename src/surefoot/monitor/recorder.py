@@ -1,7 +1,7 @@
 """The monitor: one call a step says how each task and each layer is doing, and whether training is leaving the road."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Monitor:
         optimizers: one or several: surefoot's, torch's, with or without ``clip_updates``.
         kinds: ``"binary"`` or ``"regression"`` for each task whose labels are given. Outputs of a binary task are
             logits, its loss is the mean log-loss in nats; a regression task's is the mean squared error.
+        masked: tasks of which only some rows have a label, their losses being means over these. From a step that has
+            fewer than 32 the detector learns nothing of the task, unless its loss is not finite.
         folder: for ``metrics.parquet`` and the files of TensorBoard; None writes nothing.
         every: steps from one full survey to the next; step 0 has one.
         refresh: steps from one score of the window to the next.
@@ -96,6 +98,7 @@ class Monitor:
         optimizers: Optimizer | Sequence[Optimizer],
         *,
         kinds: Mapping[str, TaskKind | str] | None = None,
+        masked: Collection[str] = (),
         folder: Path | str | None = None,
         every: int = 50,
         refresh: int = 8,
@@ -110,6 +113,7 @@ class Monitor:
         _check(model, several, every=every, refresh=refresh, rows=rows)
         self.every, self.refresh = every, refresh
         self.kinds = {task: TaskKind(kind) for task, kind in (kinds or {}).items()}
+        self._masked = frozenset(masked)
         self._binary = {task: kind is TaskKind.BINARY for task, kind in self.kinds.items()}
         self.detector = Detector() if detector is None else detector
         self.rules = tuple(kind() for kind in ALL if kind is not NoClip) if what_if is None else tuple(what_if)
@@ -263,11 +267,12 @@ class Monitor:
         if self._pending is None:
             return None
         (step, reading, batch), self._pending = self._pending, None
-        values = interpreted(reading.get(), self._binary)
+        values = interpreted(reading.get(), self._binary, self._masked)
         self._values = {f"{kind}/{key}": value for (kind, key), value in values.items()}
         by_kind: dict[str, dict[str, float]] = {kind: {} for kind in _SIGNALS}
         for (kind, key), value in values.items():
-            if kind in by_kind:
+            by_chance = kind == "loss" and key in self._masked and ("relative_loss", key) not in values
+            if kind in by_kind and not by_chance:
                 by_kind[kind][key] = value
         signals = Signals(**{_SIGNALS[kind]: of_kind for kind, of_kind in by_kind.items()})
         self._last = step, signals

@@ -13,7 +13,7 @@ from typing import Any
 
 from surefoot.monitor.signals import Level
 
-_STATE = ("best", "best_loss", "onset", "given_up", "reason", "road", "first", "first_step", "first_jump")
+_STATE = ("best", "best_loss", "onset", "missed", "given_up", "reason", "road", "first", "first_step", "first_jump")
 
 
 class Verdict(StrEnum):
@@ -55,7 +55,7 @@ class RoadLimits:
         window: steps in the level.
         history: steps in the healthy median.
         learnt: relative loss below which a task has learnt something.
-        patience: steps that an event may last.
+        patience: steps that an event may last, those that do not show the task apart.
     """
 
     window: int
@@ -90,6 +90,7 @@ class Road:
         self.best: float | None = None  # the least that healthy has been, where that was clearly below 1
         self.best_loss = 0.0  # what was then the limit of the loss
         self.onset: int | None = None
+        self.missed = 0  # steps since then that did not show the task
         self.given_up = False  # was off the road for longer than it may, and still is
         self.reason = ""
         self.road = 0.0  # the level below which an event is over
@@ -132,10 +133,14 @@ class Road:
                 self._open(step - self.limits.window // 2, reason, healthy)
         return None
 
+    def miss(self) -> None:
+        """Take in a step that does not show the task: nothing is known of it, and it may be off the road for longer."""
+        self.missed += 1
+
     def _look_for_road(self, step: int, level: float) -> Event | None:
         if level < self.road:
             return self.close(step, Verdict.MICRO)
-        if not self.given_up and self.onset is not None and step - self.onset >= self.limits.patience:
+        if not self.given_up and self.onset is not None and step - self.onset - self.missed >= self.limits.patience:
             self.given_up = True
             return Event(self.task, self.onset, Verdict.FULL, self.reason, step)
         return None
@@ -177,7 +182,7 @@ class Road:
         self.accepted_losses.load_state_dict(state["accepted_losses"])
 
     def _open(self, onset: int, reason: str, healthy: float) -> None:
-        self.onset, self.reason = onset, reason
+        self.onset, self.missed, self.reason = onset, 0, reason
         self.road = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
 
     def _note_best(self) -> None:

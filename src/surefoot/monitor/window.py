@@ -17,6 +17,8 @@ from surefoot.optim.nonfinite import readable
 
 ABSENT = -math.inf
 """What stands where there is no number, since a tensor has no empty places."""
+ENOUGH = 32
+"""Labels of a masked task in a batch from which on its loss is shown to a detector: that of a few rows is chance."""
 _TINY = torch.finfo(torch.float32).tiny
 _LAST = (1 << 40) | 2  # a key above those of all outputs, and neither a negative nor a positive
 
@@ -93,7 +95,8 @@ def label_moments(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
 def constant_loss(count: float, mean: float, variance: float = math.nan, *, binary: bool) -> float:
     """Return the mean loss of the best constant prediction: log-loss in nats or squared error.
 
-    Never 0: labels without a positive, or a negative, count as if they had a single one. NaN if no label was seen.
+    Never 0: labels without a positive, or a negative, count as if they had a single one. NaN if no label was seen, or a
+    single one of a regression, which does not vary.
 
     Args:
         count: of the labels.
@@ -105,7 +108,7 @@ def constant_loss(count: float, mean: float, variance: float = math.nan, *, bina
     0.6931471805599453
     """
     if not binary:
-        return max(variance, _TINY) if variance == variance else variance
+        return max(variance, _TINY) if count >= 2 else math.nan
     if mean != mean:
         return mean
     least = 1 / max(count, 2)

@@ -175,6 +175,7 @@ def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
         parts.model,
         parts.optimizers,
         kinds={task.name: task.kind for task in tasks if task.judged},
+        masked=[task.name for task in tasks if task.masked],
         folder=folder / "monitor",
         every=settings.every,
         rows=settings.rows,

@@ -21,7 +21,7 @@ class Seen(NamedTuple):
 
     outputs: Tensor  # (rows, tasks)
     losses: Tensor  # (tasks,)
-    relative_losses: Tensor  # (tasks,): each over that of the best constant prediction on these rows
+    relative_losses: Tensor  # (tasks,): each over that of the best constant prediction on these rows; 0: too few count
 
 
 @dataclass

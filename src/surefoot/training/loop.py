@@ -14,6 +14,7 @@ from surefoot.metrics import evaluate
 from surefoot.models.ranker import task_losses
 from surefoot.monitor.divergence import Detector, Verdict
 from surefoot.monitor.ladder import Action
+from surefoot.monitor.window import ENOUGH
 from surefoot.optim.adagrad import Adagrad
 from surefoot.training.care import Care, Seen
 
@@ -25,7 +26,8 @@ class Run:
     """What a run leaves behind.
 
     Args:
-        steps: a row for each step: its number, day, learning rate, losses, relative losses, clip factors.
+        steps: a row for each step: its number, day, learning rate, losses, relative losses, clip factors. Of a masked
+            task the relative loss is 0 where too few rows of the batch count to tell.
         next_day: a row for each day that was scored before it was trained on, the last one included.
         curve: a row for each day after which the curve's day was scored.
         verdict: healthy, micro or full.
@@ -80,7 +82,7 @@ def train(
         raise ValueError(f"days is {days}; expected 1 to {len(window.log.days) - 1}, to leave a day to score")
     run, step = Run(), 0
     tasks = window.log.schema.tasks
-    judged = [task.name for task in tasks if task.judged]
+    judged = [task for task in tasks if task.judged]
     recorder = _Recorder(tasks, list(layers))
     stream = window.stream(days)
     for day, batch in _day_by_day(model, stream, run, curve_day):
@@ -124,7 +126,7 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     batch = batch.to(next(model.parameters()).device)
     outputs = model(batch.categorical, batch.dense)
     losses = task_losses(outputs, batch.labels, tasks)
-    weights = torch.tensor([task.weight for task in tasks], device=losses.device)
+    weights = torch.tensor([task.weight for task in tasks], dtype=losses.dtype, device=losses.device)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     (losses @ weights).backward()
@@ -157,13 +159,34 @@ def _end_day(model: nn.Module, window: MovingWindow, run: Run, day: int, curve_d
 
 
 def _constant_losses(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0."""
+    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0.
+
+    Infinite for a masked task of which too few rows count to tell: the loss relative to it is 0.
+    """
+    if any(task.masked for task in tasks):
+        return _constant_losses_of_seen(labels, tasks)
     mean = labels.mean(0)
     rate = mean.clamp(1 / len(labels), 1 - 1 / len(labels))  # a batch without a positive still has a loss
     entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
     variance = labels.var(0, correction=0).clamp(min=torch.finfo(labels.dtype).tiny)
-    binary = torch.tensor([task.kind is TaskKind.BINARY for task in tasks], device=labels.device)
-    return torch.where(binary, entropy, variance)
+    return torch.where(_binary(tasks, labels), entropy, variance)
+
+
+def _constant_losses_of_seen(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    seen = ~labels.isnan()
+    count = seen.sum(0)
+    mean = torch.where(seen, labels, 0.0).sum(0) / count
+    least = 1 / count.clamp(min=2)
+    rate = mean.clamp(least, 1 - least)
+    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
+    variance = torch.where(seen, labels - mean, 0.0).square().sum(0) / count
+    constant = torch.where(_binary(tasks, labels), entropy, variance.clamp(min=torch.finfo(labels.dtype).tiny))
+    masked = torch.tensor([task.masked for task in tasks], device=labels.device)
+    return torch.where(masked & (count < ENOUGH), torch.inf, constant)
+
+
+def _binary(tasks: tuple[Task, ...], beside: Tensor) -> Tensor:
+    return torch.tensor([task.kind is TaskKind.BINARY for task in tasks], device=beside.device)
 
 
 def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tensor:
@@ -173,21 +196,24 @@ def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tenso
     return torch.stack(means) if means else torch.empty(0)
 
 
-def _diverged(detector: Detector, row: dict[str, float | int | str], judged: list[str]) -> bool:
-    losses = {task: float(row[f"relative_loss/{task}"]) for task in judged}
-    return detector.update(int(row["step"]), losses) is Verdict.FULL
+def _diverged(detector: Detector, row: dict[str, float | int | str], judged: list[Task]) -> bool:
+    losses = ((task, float(row[f"relative_loss/{task.name}"])) for task in judged)
+    shown = {task.name: loss for task, loss in losses if loss or not task.masked}  # 0: too few rows counted to tell
+    return detector.update(int(row["step"]), shown) is Verdict.FULL
 
 
 @torch.no_grad()
 def _score_day(model: nn.Module, window: MovingWindow, day: int) -> dict[str, float | int | str]:
-    """Return the metrics of every task on one day partition."""
-    rows, log = window.log.day(day), window.log
-    device = next(model.parameters()).device
+    """Return the metrics of every task on one day partition, of which no more than outputs and labels are held."""
+    log, device = window.log, next(model.parameters()).device
+    outputs, labels = list[Tensor](), list[Tensor]()
     model.eval()
-    pieces = zip(rows.categorical.split(_EVALUATION_ROWS), rows.dense.split(_EVALUATION_ROWS), strict=True)
-    outputs = torch.cat([model(ids.to(device), dense.to(device)).cpu() for ids, dense in pieces])
+    for rows in log.pieces(day, _EVALUATION_ROWS):
+        outputs.append(model(rows.categorical.to(device), rows.dense.to(device)).cpu())
+        labels.append(rows.labels)
     model.train()
-    return {"day": log.days[day], **evaluate(outputs, rows.labels, log.schema.tasks)}
+    scores = evaluate(torch.cat(outputs), torch.cat(labels), log.schema.tasks, log.groups_of(day))
+    return {"day": log.days[day], **scores}
 
 
 class _Recorder:

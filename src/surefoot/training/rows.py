@@ -96,15 +96,19 @@ def strangeness(batch: Plain, before: Iterable[Plain], names: Mapping[str, Seque
         before: others like it.
         names: for the columns of its parts, by the part's place.
     """
-    seen = [_columns(each, names)[1] for each in before]
     columns, values = _columns(batch, names)
-    known = torch.cat([each for each in seen if each.shape[1] == values.shape[1]] or [values])
+    seen = [part for each in before if (part := _columns(each, names)[1]).shape[1] == values.shape[1]]
+    known = torch.cat(seen or [values])
     finite = known.isfinite()
     low = torch.where(finite, known, math.inf).amin(0) if columns else values.new_zeros(0)
     high = torch.where(finite, known, -math.inf).amax(0) if columns else values.new_zeros(0)
     width = torch.where(high > low, high - low, 1.0)
     beyond = torch.maximum(low - values, values - high).clamp(min=0) / width
-    return Strangeness(columns, values, low, high, torch.where(values.isfinite(), beyond, math.inf))
+    beyond = torch.where(values.isfinite(), beyond, math.inf)
+    if seen:  # in a masked task's labels NaN is nothing strange
+        often = torch.stack([part.isnan().any(0) for part in seen]).double().mean(0) >= 0.5
+        beyond = torch.where(values.isnan() & often, 0.0, beyond)
+    return Strangeness(columns, values, low, high, beyond)
 
 
 def _columns(batch: Plain, names: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:

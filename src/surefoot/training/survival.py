@@ -38,7 +38,8 @@ def levels(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: 
 
     A loss has come back if its end is not above the middle between its level before and 1, the loss of a constant
     prediction, where it is relative to that and something had been learnt; else, if it is not above one and a half
-    times its level before. A fall to the base rate raises a plain log-loss by less: there, give relative losses.
+    times its level before. A fall to the base rate raises a plain log-loss by less: there, give relative losses; one of
+    exactly 0 tells that no row counted, and is left out.
 
     Args:
         seen: the steps, in order.
@@ -51,6 +52,7 @@ def levels(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: 
 
 def _level(seen: Sequence[Seen], event: int, name: str, relative: bool) -> Level:
     values = [(each.step, _or_inf(each.losses.get(name, math.nan))) for each in seen]
+    values = [(step, value) for step, value in values if value or not relative]
     earlier = [value for step, value in values if step < event][-BEFORE:]
     since = [value for step, value in values if step >= event]
     before = median(earlier) if earlier else math.nan
