@@ -1,5 +1,6 @@
 """The multitask ranker of the paper's fig. 2, and the linear model that any ranker should beat."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,23 @@ class Ranker(nn.Module):
         x = torch.cat([self.embedding(categorical).flatten(1), dense], dim=1)
         seen = self.bottom(self.interaction(x))
         return torch.cat([head(h) for head, h in zip(self.heads.values(), seen, strict=True)], dim=1)
+
+
+def task_heads(tasks: Sequence[Task], width: int) -> nn.ModuleDict:
+    """Return a linear head for each task, from (rows, width) to (rows, 1), by its name.
+
+    A name that no module can have, as that of a method, gets an underscore: ``forward_``.
+
+    >>> list(task_heads([Task("forward", TaskKind.BINARY), Task("is.click", TaskKind.BINARY)], 8))
+    ['forward_', 'is_click']
+    """
+    heads = nn.ModuleDict()
+    for task in tasks:
+        name = task.name.replace(".", "_")
+        while hasattr(heads, name) or name in heads:
+            name += "_"
+        heads[name] = nn.Linear(width, 1)
+    return heads
 
 
 class LinearRanker(nn.Module):

@@ -22,12 +22,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from surefoot.data import synthetic
+from surefoot.data.prepared import PreparedLog
 from surefoot.data.schema import Log, Schema
 from surefoot.data.sources import completejourney
 from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
-from surefoot.models.ranker import LinearRanker, Ranker, split_parameters
+from surefoot.models.ranker import LinearRanker, Ranker, split_parameters, task_heads
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Detector, Event
 from surefoot.monitor.journal import Journal
@@ -44,14 +45,20 @@ from surefoot.training.loop import Run, train, warm_up
 
 
 @lru_cache(maxsize=1)
-def load_log(data: DataConfig) -> Log:
-    """Return the log; a process that runs many trials loads it once.
+def load_log(data: DataConfig) -> Log | PreparedLog:
+    """Return the log, on disk if it is too large for memory; a process that runs many trials loads it once.
 
     Raises:
         InputError: if it cannot be had or holds what cannot be trained on.
     """
     if data.source == "completejourney":
         return completejourney.load(data.days)
+    if data.prepared is not None:
+        log = PreparedLog.open(data.prepared)
+        if data.partition_days is not None or data.partition_rows is not None:
+            log = log.partitions(days=data.partition_days, rows=data.partition_rows)
+        log = log.last(data.days)
+        return log if log.bytes > data.memory_mib << 20 else log.load()
     try:
         return synthetic.make(
             days=data.days, rows_per_day=data.rows_per_day, drift_day=data.drift_day, drift=data.drift, seed=data.seed
@@ -77,7 +84,7 @@ def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
         embedding=FeatureEmbedding(rows, config.embedding_dim, widths=widths),
         interaction=CrossNetwork(width, config.cross_layers) if config.cross_layers else nn.Identity(),
         bottom=bottom,
-        heads=nn.ModuleDict({task.name: nn.Linear([width, *config.hidden][-1], 1) for task in schema.tasks}),
+        heads=task_heads(schema.tasks, [width, *config.hidden][-1]),
     )
 
 
@@ -98,7 +105,7 @@ class Parts:
         return [self.dense, self.embedding]
 
 
-def assemble(config: RunConfig, log: Log) -> Parts:
+def assemble(config: RunConfig, log: Log | PreparedLog) -> Parts:
     """Return the parts of a run before its first step, its weights drawn from its seed.
 
     Raises:
@@ -123,7 +130,15 @@ def assemble(config: RunConfig, log: Log) -> Parts:
     )
     if config.recovery is not None and config.recovery.skip:
         guard(dense, embedding)
-    window = MovingWindow(log, training.batch_size, training.window_days, training.steps_per_day, config.seed)
+    window = MovingWindow(
+        log,
+        training.batch_size,
+        training.window_days,
+        training.steps_per_day,
+        config.seed,
+        draw=training.draw,
+        cache=config.data.cache_mib << 20,
+    )
     return Parts(model, dense, embedding, warm_up(dense, config.warmup_steps), window, parameters.dense)
 
 
