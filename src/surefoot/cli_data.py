@@ -177,6 +177,10 @@ def _show_report(report: "Report", to: Path) -> None:
         console.print(
             f"Values missing (0 after all else) or cut to the width: {told}.", highlight=False, soft_wrap=True
         )
+    if report.beside:
+        console.print(f"{report.beside:,} rows of side tables were left out, named in {to}/rejected.", soft_wrap=True)
+    for file in report.empty:
+        console.print(f"{file} has no rows.", highlight=False, soft_wrap=True)
     if report.pseudo_days:
         console.print(
             "The days are pseudo-days: the log has no time, a day is so many rows in its order.", highlight=False

@@ -16,6 +16,7 @@ from surefoot.data.reader import Rejections, read
 from surefoot.data.schema import Log
 from surefoot.data.source import Source
 from surefoot.data.sources import kuairand
+from surefoot.data.work import Before, Work
 from surefoot.errors import InputError
 
 LOG = (
@@ -287,3 +288,21 @@ def test_a_folder_of_something_else(tmp_path: Path):
         kuairand.source(str(tmp_path))
     with pytest.raises(InputError, match="is not there"):
         kuairand.source(str(tmp_path / "nowhere"))
+
+
+def test_side_rows_left_out_are_told_and_a_changed_side_file_starts_anew(tmp_path: Path):
+    folder, out = unpacked(tmp_path), tmp_path / "out"
+    videos = folder / "data" / f"{FILES[3]}.csv"
+    many = [CLIP | {"video_id": str(number)} for number in range(10, 310)]
+    table(videos, VIDEO, [*many, CLIP])  # the last has an id that is there already
+    report = prepare(kuairand.source(str(folder)), out)
+    assert (report.beside, report.rejected, report.rows_out) == (1, {}, report.rows_in)
+    (row,) = pl.read_parquet(out / "rejected" / "*.parquet").iter_rows()
+    assert row[:4] == (str(videos), 301, "video_id", "10")
+    digests: set[str] = set()
+    for author in ("123", "124"):
+        table(videos, VIDEO, [CLIP | {"author_id": author, "tag": author}])
+        source = kuairand.source(str(folder))
+        work = Work.under_way(Before(out, {}), source.description, list(source.files), source.beside, 100)
+        digests.add(work.state["digest"])
+    assert len(digests) == 2

@@ -36,6 +36,7 @@ class Report:
         counts: dense values that were missing, by column, and rows with more ids than a column's width.
         days: rows of each day.
         pseudo_days: whether the days are only positions.
+        beside: rows of side tables that were left out when they were last read.
         empty: files that have no rows.
         first_rejected: a sentence on one row for each column and reason.
     """
@@ -46,6 +47,7 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
     days: dict[str, int] = field(default_factory=dict)
     pseudo_days: bool = False
+    beside: int = 0
     empty: list[str] = field(default_factory=list)
     first_rejected: list[str] = field(default_factory=list)
 
@@ -85,15 +87,16 @@ def prepare(
     columns = source.columns or source.description.columns
     for file in files:  # what can be seen before hours of work is said before them
         check_columns(file, source.description.csv, columns)
-    work = Work.beside(before, source.description, files, stretch)
+    work = Work.under_way(before, source.description, files, source.beside, stretch)
     try:
+        work.note_beside(source.rejected)
         scatter(source, work, before, max_rejected, stretch, on_progress)
         encode(source.description, work, before, on_progress)
     except BaseException:
         if not work.begun:
             shutil.rmtree(work.folder)
         raise
-    return _commit(source.description, work, before)
+    return _commit(source, work, before)
 
 
 def _refuse_files(description: Description, before: Before, files: list[str]) -> None:
@@ -107,9 +110,9 @@ def _refuse_files(description: Description, before: Before, files: list[str]) ->
             raise InputError(f"{file} and {other} are both day {stem(file)}; expected a name for each day")
 
 
-def _commit(description: Description, work: Work, before: Before) -> Report:
+def _commit(source: Source, work: Work, before: Before) -> Report:
     """Move everything to its place, the manifest last."""
-    state, out = work.state, before.out
+    description, state, out = source.description, work.state, before.out
     out.mkdir(parents=True, exist_ok=True)
     vocabularies = f"vocabularies-{len(before.files) + len(state['files'])}"
     for made, target in (
@@ -131,6 +134,7 @@ def _commit(description: Description, work: Work, before: Before) -> Report:
         counts=dict(before.counts + Counter(state["counts"])),
         days=days,
         pseudo_days=description.day.pseudo,
+        beside=len(source.rejected.rows),
         empty=before.report.get("empty", []) + state["empty"],
         first_rejected=list((state["first_rejected"] | before.first_rejected).values()),
     )

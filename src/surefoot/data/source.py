@@ -32,6 +32,7 @@ class Source:
         shape: from a piece of a file, as ``reader.read`` yields it, to the description's columns, ``__row__`` kept: to
             join side tables and to compute columns. It neither adds, drops nor moves rows.
         rejected: rows of side tables that were left out.
+        beside: the side tables' files, so that a preparation under way sees if one changes.
     """
 
     description: Description
@@ -39,6 +40,7 @@ class Source:
     columns: tuple[str, ...] | None = None
     shape: Shape = _as_is
     rejected: Rejections = field(default_factory=Rejections)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

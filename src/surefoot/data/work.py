@@ -74,9 +74,23 @@ class Work:
         self.folder, self.state = folder, state
 
     @classmethod
-    def beside(cls, before: Before, description: Description, files: list[str], stretch: int) -> "Work":
-        """Return the work as it stands, new if it was of other files or of another description."""
-        made_of = [description.model_dump_json(), stretch, *before.files, *((file, *look(file)) for file in files)]
+    def under_way(
+        cls, before: Before, description: Description, files: list[str], beside: tuple[str, ...], stretch: int
+    ) -> "Work":
+        """Return the work as it stands, new if it was of other files or of another description.
+
+        Args:
+            before: what is in the folder already.
+            description: of the log.
+            files: that are to be added.
+            beside: files of side tables.
+            stretch: rows held in memory.
+
+        Raises:
+            InputError: if something else is in its folder.
+        """
+        looks = [(file, *look(file)) for file in (*files, *beside)]
+        made_of = [description.model_dump_json(), stretch, *before.files, *looks]
         digest = sha256(json.dumps(made_of).encode()).hexdigest()
         folder = partial(before.out)
         path = folder / STATE
@@ -121,6 +135,11 @@ class Work:
     def count(self, name: str, counts: Counter[str]) -> None:
         """Add to a table of counts."""
         self.state[name] = dict(Counter(self.state[name]) + counts)
+
+    def note_beside(self, rejected: Rejections) -> None:
+        """Keep rows of side tables that were left out; they are no rows of the log."""
+        if rejected.rows:
+            rejected.frame().write_parquet(self.folder / "rejected" / "beside.parquet")
 
     def note(self, part: str, rejected: Rejections) -> None:
         """Keep rows that were left out; the same part again replaces what was kept of it."""

@@ -107,7 +107,8 @@ def source(path: str) -> Source:
         videos=Side.read(found[videos], CSV, video_columns, key="video_id", rejected=rejected, shape=_video),
     )
     columns = (*_LOG, *(label.source for label in LABELS))
-    return Source(describe(version), tuple(found[name] for name in logs), columns, shape, rejected)
+    files, beside = tuple(found[name] for name in logs), (found[users], found[videos])
+    return Source(describe(version), files, columns, shape, rejected, beside)
 
 
 def describe(version: str) -> Description:

@@ -99,6 +99,7 @@ def source(path: str) -> Source:
         ratings.columns,
         partial(_shape, names=dict(zip(ratings.columns, _RATING, strict=True)), sides=sides),
         rejected,
+        tuple(_join(path, file) for file in beside),
     )
 
 
