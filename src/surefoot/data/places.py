@@ -35,7 +35,9 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
 
         system, inside = fsspec.url_to_fs(path)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{path} is on no file system that is known here: {error}") from None
+        raise InputError(
+            f"{path} is on no file system that is known here ({error}); expected a path or a URL that fsspec knows"
+        ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), inside
 
 

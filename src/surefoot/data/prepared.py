@@ -24,6 +24,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from surefoot.data.dayfile import GROUP, ROW_GROUP, DayFile, StoredDay, columns_of, empty, fill
+from surefoot.data.places import locate
 from surefoot.data.schema import Batch, Categorical, Log, Schema, Task, TaskKind, repartitioned
 from surefoot.errors import InputError
 
@@ -136,7 +137,7 @@ class PreparedLog:
         Raises:
             InputError: if there is no manifest, it is of another version, or a day's file is not as it says.
         """
-        filesystem, root = _filesystem(folder)
+        filesystem, root = locate(str(folder))
         manifest = _manifest(filesystem, root, str(folder))
         try:
             schema, row_group, name = _schema(manifest["schema"]), manifest["row_group"], manifest["name"]
@@ -292,23 +293,6 @@ class PreparedLog:
         for rows in stretches:
             for i in range(bisect_right(edges, rows.start) - 1, bisect_left(edges, rows.stop)):
                 yield i, range(max(rows.start, edges[i]) - edges[i], min(rows.stop, edges[i + 1]) - edges[i])
-
-
-def _filesystem(folder: str | Path) -> tuple[fs.FileSystem, str]:
-    """Return a folder's file system and its path there."""
-    if "://" not in str(folder):
-        return fs.LocalFileSystem(), str(folder)
-    try:
-        return fs.FileSystem.from_uri(str(folder))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass  # not one of pyarrow's own
-    try:
-        import fsspec.core
-
-        found, path = fsspec.core.url_to_fs(str(folder))
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{folder} cannot be opened ({error}); expected a path or a URL that fsspec knows") from None
-    return fs.PyFileSystem(fs.FSSpecHandler(found)), path
 
 
 def _manifest(filesystem: fs.FileSystem, root: str, folder: str) -> dict[str, Any]:
