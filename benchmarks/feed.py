@@ -177,6 +177,7 @@ def main() -> None:
         stored = PreparedLog.open(folder)
         window = sum(path.stat().st_size for path in sorted(Path(folder).glob("day=*/*"))[NEWEST - 1 :])
         machine = f"{psutil.cpu_count()} cores, {arguments.threads} threads, {arguments.rounds} rounds"
+        machine += f", a load of {os.getloadavg()[0]:.1f} before"
         sizes = f"window of {len(log.window(NEWEST - 1, NEWEST).labels):,} rows, {window >> 20} MiB on disk"
         lines = [
             f"torch {torch.__version__}, {machine}; {sizes}, {stored.bytes >> 21} in memory; cache {arguments.cache}"
