@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from surefoot.data.description import Description
+from surefoot.data.prepare import prepare
 from surefoot.data.prepared import MANIFEST, PreparedLog, day_path
 from surefoot.data.reader import find_files
 from surefoot.data.source import Source
@@ -33,7 +35,7 @@ def described(**changes: Any) -> Description:
     return Description.model_validate(AS_IT_IS | changes)
 
 
-def source_of(folder: Path, **changes: Any) -> Source:
+def source_of(folder: Path | str, **changes: Any) -> Source:
     """Return the log in a folder, as the command line would."""
     return Source(described(**changes), find_files(str(folder)))
 
@@ -43,6 +45,13 @@ def write_days(folder: Path, days: Mapping[str, Mapping[str, list[Any]]]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     for day, columns in days.items():
         pl.DataFrame(dict(columns)).with_columns(date=pl.lit(day)).write_parquet(folder / f"{day}.parquet")
+
+
+def prepared_days(folder: Path, out: Path, last: int | None = None, **changes: Any) -> dict[str, pl.DataFrame]:
+    """Prepare the first files of a folder; return the rows of all days."""
+    source = source_of(folder, **changes)
+    prepare(Source(source.description, source.files[:last]), out)
+    return all_rows(out)
 
 
 def day_rows(out: Path, day: str) -> pl.DataFrame:
@@ -69,3 +78,60 @@ def rejected_rows(out: Path) -> list[tuple[Any, ...]]:
 def nothing_is_left(out: Path) -> bool:
     """Return whether a refused preparation left no folder."""
     return not out.exists() and not out.with_name(f"{out.name}.partial").exists() and not (out / MANIFEST).exists()
+
+
+RICH: dict[str, Any] = {
+    "day": {"column": "date", "order": "t"},
+    "categorical": [
+        "user",
+        {"name": "item", "min_count": 3},
+        {"name": "tags", "separator": "|", "width": 3},
+        {"name": "bucket", "column": "item", "hash": 50},
+    ],
+    "dense": [
+        {"name": "price", "transform": "log1p", "missing": [-1.0]},
+        {"name": "length", "clip": [0.0, 50.0]},
+        {"name": "plain", "column": "length", "standardise": False},
+    ],
+    "label": [
+        "click",
+        {"name": "long", "column": "watched", "at_least": 30.0, "mask": "click", "optional": True},
+        {"name": "watched", "kind": "regression", "optional": True, "judged": False},
+    ],
+    "group": "user",
+}
+
+
+def write_rich(folder: Path, *, days: int = 5, rows: int = 60, seed: int = 0) -> dict[str, pl.DataFrame]:
+    """Write a file for each day of a log with everything that can be described; return their rows."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for i in range(days):
+        day = f"2024-05-{i + 1:02}"
+        written[day] = _rich_day(generator, day, rows)
+        if i % 2:
+            written[day].write_parquet(folder / f"{day}.parquet")
+        else:
+            written[day].write_csv(folder / f"{day}.csv")
+    return written
+
+
+def _rich_day(generator: np.random.Generator, day: str, rows: int) -> pl.DataFrame:
+    def some(values: list[Any]) -> list[Any]:
+        return [None if generator.random() < 0.1 else value for value in values]
+
+    tags = ["|".join(f"t{n}" for n in generator.geometric(0.2, size)) for size in generator.integers(0, 6, rows)]
+    return pl.DataFrame(
+        {
+            "date": [day] * rows,
+            "t": generator.integers(0, 1000, rows).tolist(),
+            "user": some([f"u{n}" for n in generator.zipf(1.5, rows)]),
+            "item": some([f"i{n}" for n in generator.geometric(0.05, rows)]),
+            "tags": tags,
+            "price": some([round(price, 3) for price in generator.exponential(9.0, rows).tolist()]),
+            "length": generator.normal(20.0, 20.0, rows).round(3).tolist(),
+            "click": generator.integers(0, 2, rows).tolist(),
+            "watched": some(generator.exponential(40.0, rows).round(3).tolist()),
+        }
+    )

@@ -7,12 +7,14 @@ from typing import Any
 import polars as pl
 
 from surefoot.data.description import CategoricalColumn, DenseColumn, Description, LabelColumn
-from surefoot.data.numbers import Check, number, number_checks
+from surefoot.data.numbers import Check, number, number_checks, with_numbers
+from surefoot.data.places import stem
 from surefoot.data.reader import ROW, Rejections
-from surefoot.data.times import day_checks, day_of, order_checks, order_of
+from surefoot.data.times import DATE, time_checks, with_times
+from surefoot.data.times import ORDER as ORDER
 from surefoot.errors import InputError
 
-DAY, ORDER, GROUP = "day", "__order__", "__group__"
+DAY, GROUP = "day", "__group__"
 LONGEST_ID = 4096  # bytes
 
 
@@ -27,12 +29,11 @@ def typed(frame: pl.DataFrame, description: Description, path: str, rejected: Re
         InputError: if a column is of a type that cannot be what it is described as.
     """
     _refuse_types(frame, description, path)
-    columns: dict[str, pl.Expr] = {ROW: pl.col(ROW)}
-    checks = [*day_checks(frame, description.day), *order_checks(frame, description.day)]
-    if (day := day_of(frame, description.day, path)) is not None:
-        columns[DAY] = day
-    if (order := order_of(frame, description.day)) is not None:
-        columns[ORDER] = order
+    frame = with_times(with_numbers(frame, _numbers(description)), description.day)
+    columns = {ROW: pl.col(ROW)} | ({ORDER: pl.col(ORDER)} if ORDER in frame.columns else {})
+    if description.day.rows is None:
+        columns[DAY] = pl.lit(stem(path)) if description.day.file else pl.col(DATE).dt.to_string("%Y-%m-%d")
+    checks = list(time_checks(frame, description.day))
     if description.group is not None:
         columns[GROUP] = _id(frame, description.group)
         checks += _id_checks(frame, description.group)
@@ -45,25 +46,20 @@ def typed(frame: pl.DataFrame, description: Description, path: str, rejected: Re
     for label in description.label:
         columns[label.name], several = _label(frame, label)
         checks += several
-    bad = [check.bad.fill_null(False).alias(f"bad {i}") for i, check in enumerate(checks)]
-    found = frame.lazy().select(**columns, bad=pl.struct(bad)).collect() if bad else frame.select(**columns)
-    return _good(frame, found, checks, path, rejected) if bad else found
+    return _good(frame, checks, path, rejected).select(**columns)
 
 
-def _good(
-    frame: pl.DataFrame, found: pl.DataFrame, checks: Sequence[Check], path: str, rejected: Rejections
-) -> pl.DataFrame:
+def _good(frame: pl.DataFrame, checks: Sequence[Check], path: str, rejected: Rejections) -> pl.DataFrame:
     """Name the rows that a check finds bad, by the first that does; return the others."""
-    bad = found["bad"].struct.unnest()
-    good = ~bad.select(any=pl.any_horizontal(pl.all()))["any"]
-    found = found.drop("bad")
+    bad = frame.select(check.bad.fill_null(False).alias(str(i)) for i, check in enumerate(checks))
+    good = ~bad.select(any=pl.any_horizontal(pl.all()))["any"] if checks else pl.Series([True])
     if good.all():
-        return found
+        return frame
     wrong = frame.filter(~good)
     for i, row in enumerate(bad.filter(~good).iter_rows()):
         check = checks[row.index(True)]
         rejected.add(path, int(wrong[ROW][i]), check.column, wrong[check.column][i], check.reason)
-    return found.filter(good)
+    return frame.filter(good)
 
 
 def count_missing(frame: pl.DataFrame, description: Description) -> Counter[str]:
@@ -80,13 +76,25 @@ def count_missing(frame: pl.DataFrame, description: Description) -> Counter[str]
 # Types
 
 
+def _numbers(description: Description) -> list[str]:
+    """Return the columns of numbers, and those that may tell a time by one."""
+    return [
+        *(column.source for column in (*description.dense, *description.label)),
+        *(label.mask for label in description.label if label.mask),
+        *(_times(description) if description.day.unit else ()),
+        *([description.day.order] if description.day.order else ()),
+    ]
+
+
+def _times(description: Description) -> list[str]:
+    return [column for column in (description.day.column, description.day.order) if column is not None]
+
+
 def _refuse_types(frame: pl.DataFrame, description: Description, path: str) -> None:
-    numbers = [column.source for column in (*description.dense, *description.label)]
-    numbers += [label.mask for label in description.label if label.mask]
-    times = [column for column in (description.day.column, description.day.order) if column]
+    numbers = [column for column in _numbers(description) if column not in _times(description)]
     for wanted, fits, expected in (
         (numbers, _is_number, "numbers"),
-        (times, lambda kind: kind.is_temporal() or _is_number(kind), "dates, times or numbers"),
+        (_times(description), lambda kind: kind.is_temporal() or _is_number(kind), "dates, times or numbers"),
         ([description.group] if description.group else [], _is_id, "whole numbers or text"),
     ):
         for column in wanted:

@@ -3,7 +3,6 @@
 A description is about the log as it comes; ``Schema`` is about the tensors that it becomes.
 """
 
-import codecs
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Literal, Self
@@ -76,10 +75,16 @@ class Day(_Part, frozen=True):
 def _tried(form: str) -> datetime:
     """Return a moment as it comes back from a text in this format; another one if it does not."""
     try:
-        text = pl.select(pl.lit(_MOMENT).dt.strftime(form)).to_series()
-        return text.str.to_datetime(form, strict=False).item() or datetime.min
+        return pl.select(parsed(pl.lit(_MOMENT).dt.strftime(form), form)).item() or datetime.min
     except pl.exceptions.ComputeError:
         return datetime.min
+
+
+def parsed(text: pl.Expr, form: str) -> pl.Expr:
+    """Return the times of texts in a format, which may tell hours without minutes; null where a text is in another."""
+    if "%H" in form and "%M" not in form:
+        text, form = text + " 00", f"{form} %M"
+    return text.str.to_datetime(form, strict=False, time_unit="us")
 
 
 class _Column(_Part, frozen=True):
@@ -219,7 +224,7 @@ class Csv(_Part, frozen=True):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            codecs.lookup(value)
+            "".encode(value)  # a name that lookup alone knows may be of bytes
         except LookupError:
             raise ValueError(f"encoding is {value!r}; expected one that Python knows, as utf-8 or latin-1") from None
         return value

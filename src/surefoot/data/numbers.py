@@ -1,6 +1,6 @@
 """A file's cells as numbers, and what is said of those that are none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import polars as pl
@@ -16,18 +16,32 @@ class Check(NamedTuple):
     reason: str
 
 
+def with_numbers(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
+    """Read the numbers in columns of text, once for all that looks at them; ``number`` finds them."""
+    text = [column for column in dict.fromkeys(columns) if frame.schema[column] == pl.String]
+    return frame.with_columns(_read(frame[column]).alias(_place(column)) for column in text)
+
+
 def number(frame: pl.DataFrame, column: str) -> pl.Expr:
     """Return a column as ``Float64``, null where it has no value or is no number."""
-    value = pl.col(column)
-    if frame.schema[column] != pl.String:
-        return value.cast(pl.Float64)
-    text = value.str.strip_chars()
-    words = text.replace_strict(_WORDS, default=None, return_dtype=pl.Float64)
-    return pl.coalesce(text.cast(pl.Float64, strict=False), words)
+    return pl.col(_place(column)) if frame.schema[column] == pl.String else pl.col(column).cast(pl.Float64)
 
 
 def number_checks(frame: pl.DataFrame, column: str) -> Iterator[Check]:
     """Yield what rejects cells that are no numbers; a column of numbers has none of them."""
     if frame.schema[column] == pl.String:
-        given = pl.col(column).str.strip_chars() != ""
-        yield Check(column, given & number(frame, column).is_null(), "expected a number, with a decimal point if any")
+        none = pl.col(_place(column)).is_null() & (pl.col(column).str.strip_chars() != "")
+        yield Check(column, none, "expected a number, with a decimal point if any")
+
+
+def _read(text: pl.Series) -> pl.Series:
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() == text.null_count():
+        return numbers
+    plain = text.str.strip_chars()
+    words = plain.replace_strict(_WORDS, default=None, return_dtype=pl.Float64)
+    return plain.cast(pl.Float64, strict=False).fill_null(words)
+
+
+def _place(column: str) -> str:
+    return f"number in {column}"

@@ -50,16 +50,22 @@ class Vocabulary:
         else:
             new = new.group_by(_VALUE, maintain_order=True).len(_COUNT)
             self._waiting.append(new.with_columns(pl.col(_COUNT).cast(pl.Int64)))
+        first, *others = map(len, self._waiting)
+        if sum(others) > first:  # so that each value waits once, about
+            self._waiting = [self._counted()]
 
     def learn(self) -> None:
         """Give ids to the values that have been noted often enough."""
         if not self._waiting:
             return
-        waiting = pl.concat(self._waiting).group_by(_VALUE, maintain_order=True).agg(pl.col(_COUNT).sum())
+        waiting = self._counted()
         due = waiting.filter(pl.col(_COUNT) >= self.min_count).select(_VALUE)
         due = due.with_columns(pl.int_range(self.rows, self.rows + pl.len(), dtype=pl.Int32).alias(_ID))
         self._known = due if self._known is None else pl.concat([self._known, due])
         self._waiting = [waiting.filter(pl.col(_COUNT) < self.min_count)]
+
+    def _counted(self) -> pl.DataFrame:
+        return pl.concat(self._waiting).group_by(_VALUE, maintain_order=True).agg(pl.col(_COUNT).sum())
 
     def save(self, path: Path) -> None:
         """Write it as parquet, an id for a value that is known and a count for another."""

@@ -4,6 +4,7 @@ A file that cannot be read at all is an ``InputError``. A row that cannot be is 
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,8 +121,8 @@ def _names(path: str, csv: Csv) -> list[str]:
             names = list(csv.columns)
         else:
             names = header(_open_text(path, csv), csv, path)
-    if twice := {name for name in names if name and names.count(name) > 1}:
-        raise InputError(f"{path} has column {min(twice)!r} twice; expected a name of its own for each column")
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise InputError(f"{path} has column {twice[0]!r} twice; expected a name of its own for each column")
     return names
 
 

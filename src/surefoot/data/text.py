@@ -98,17 +98,19 @@ class _Quotes:
         sound = rf"(?:[^{quote}]++|(?<=[^{edge}]){quote}|(?<![^{edge}]){cell}{quote}(?=[{edge}]))*+"
         self._quote, self._sound = quote.encode(), re.compile(sound.encode())
         self._open = re.compile(rf"{cell}{quote}?".encode())
-        self._waiting, self._lines = b"\n", 0  # a cell to be closed, and the byte before it; lines before that
+        self._waiting = b"\n"  # a cell to be closed, and the byte before it
+        self._newlines = self._returns = 0  # before that
 
     def unclosed(self, data: bytes, *, ended: bool) -> int | None:
         """Follow a block; return the line of the first cell that is not closed, if there is one."""
         text = self._waiting + data
         sound = self._sound.match(text, 1) if self._quote in text else None
         stop = len(text) if sound is None else sound.end()
-        self._lines += text.count(b"\n", 1, stop) or text.count(b"\r", 1, stop)
+        self._newlines += text.count(b"\n", 1, stop)
+        self._returns += text.count(b"\r", 1, stop)
         self._waiting = text[stop - 1 :]
         goes_on = not ended and len(text) - stop <= LONGEST_LINE and self._open.fullmatch(text, stop)
-        return None if stop == len(text) or goes_on else self._lines + 1
+        return None if stop == len(text) or goes_on else (self._newlines or self._returns) + 1
 
 
 def header(stream: TextStream, csv: Csv, path: str) -> list[str]:
