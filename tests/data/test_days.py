@@ -10,6 +10,7 @@ from properties import over
 from raw_logs import HEADER, ROWS, all_rows, prepared_days, rejected_rows, rows_of, source_of, write_days
 from surefoot.data.past import MISSING
 from surefoot.data.prepare import prepare
+from surefoot.data.prepared import PreparedLog
 from surefoot.errors import InputError
 
 
@@ -36,6 +37,7 @@ def test_pseudo_days_are_positions(tmp_path: Path):
     days = {"rows-000000": [0, 1, 2, 3, 4], "rows-000001": [5, 6, 7, 8, 9], "rows-000002": [10, 11]}
     assert prices_by_day(tmp_path / "out") == days
     assert report.pseudo_days
+    assert "are pseudo-days" in PreparedLog.open(tmp_path / "out").notice
     numbered(tmp_path / "log", "c.parquet", range(12, 18))  # a pseudo-day that was not full stays so
     numbered(tmp_path / "log", "d.parquet", range(18, 20))
     for last in (3, 4):

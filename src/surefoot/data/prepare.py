@@ -148,7 +148,9 @@ def _commit(source: Source, work: Work, before: Before) -> Report:
         "report": {name: value for name, value in vars(report).items() if name != "days"},
     }
     schema = schema_of(description, state["columns"])
-    write_manifest(out, name=description.name, schema=schema, days=days, notice=description.notice, more=more)
+    pseudo = f"The days of {description.name} are pseudo-days, {description.day.rows} rows each: the log has no time."
+    notice = " ".join(filter(None, [description.notice, pseudo if description.day.pseudo else ""]))
+    write_manifest(out, name=description.name, schema=schema, days=days, notice=notice, more=more)
     _tidy(Before(out, {**more, "days": []}))
     return report
 
