@@ -31,7 +31,8 @@ methods = [{name = "naive", rule.name = "naive"}, {name = "Clippy", rule.name = 
 
 def surefoot(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "surefoot", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"COLUMNS": "80"}  # whatever the terminal of whoever runs the tests
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
