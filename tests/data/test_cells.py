@@ -22,7 +22,9 @@ FIRST = datetime(2024, 5, 1, 22, 30)
 NAN = math.nan
 
 
-def cells(name: str, values: list[Any], kind: Any = None, **changes: Any) -> tuple[pl.DataFrame, Rejections]:
+def cells(
+    name: str, values: list[Any] | pl.Series, kind: Any = None, **changes: Any
+) -> tuple[pl.DataFrame, Rejections]:
     """Return typed rows of which one column has these values."""
     count, rejected = len(values), Rejections()
     plain: dict[str, Any] = {
@@ -58,7 +60,7 @@ DAYS = {
     "whole numbers": Written([20240501, 20240502]),
     "floats": Written([20240501.0, 20240502.0]),
     "a format": Written(["01.05.2024", "02.05.2024"], {"format": "%d.%m.%Y"}),
-    "a format without time is not shifted": Written(["1/5/24", "2/5/24"], {"format": "%d/%m/%y", "offset_hours": 9}),
+    "a format without time is not shifted": Written(["1/5/24", "2/5/24"], {"format": "%d/%m/%y", "offset_hours": -9}),
     "a format of whole numbers": Written([240501, 240502], {"format": "%y%m%d"}),
     "a format with time": Written(["2024050123", "2024050200"], {"format": "%Y%m%d%H"}),
     "a format with a zone": Written(
@@ -111,6 +113,27 @@ def test_what_is_no_day_rejects_its_row(value: str):
     rows, rejected = cells("date", ["2024-05-01", eval(value)], pl.String)
     assert len(rows) == 1
     assert [(row[1], row[2]) for row in rejected.rows] == [(2, "date")]
+
+
+@over("kind", [pl.Date(), *(pl.Datetime(unit, zone) for unit in ("ms", "us", "ns") for zone in (None, "America/Lima"))])
+@over("hours", [-24.0, 0.0, 24.0])
+def test_no_time_is_too_absurd(kind: Any, hours: float):
+    """Polars panics where it is to write such a time, or to give it to Python."""
+    bits = 31 if kind == pl.Date else 63
+    ends = pl.Series([2**bits - 1, -(2**bits) + 1], dtype=pl.Int32 if kind == pl.Date else pl.Int64)
+    rows, rejected = cells("date", ends.cast(kind), day={"column": "date", "offset_hours": hours})
+    assert len(rows) == 0
+    assert [row[1:3] for row in rejected.rows] == [(1, "date"), (2, "date")]
+    rows, rejected = cells("user", ends.cast(kind))
+    assert len(rows) + len(rejected.rows) == 2
+    assert (len(rows) == 2) == (kind == pl.Datetime("ns", getattr(kind, "time_zone", None)))
+
+
+@over("unit", ["s", "ms", "us", "ns", "days"])
+@over("values", [[2**63 - 1, -(2**63), 0], [1e308, -math.inf, NAN]])
+def test_no_number_is_too_absurd(unit: str, values: list[Any]):
+    rows, rejected = cells("date", values, day={"column": "date", "unit": unit, "order": "date"})
+    assert (len(rows), len(rejected.rows)) == (0, 3)
 
 
 def test_a_clock_may_be_a_day_ahead():

@@ -57,6 +57,24 @@ def test_nothing_depends_on_how_much_is_held(stretch: int, tmp_path: Path):
         assert_frame_equal(rows, expected[day], rel_tol=1e-6)
 
 
+@over("stretch", [3, 10, 1000])
+def test_every_row_is_accounted_for_in_any_stretch(stretch: int, tmp_path: Path):
+    bad = ["2024-05-01,u1", "2024-05-01,u1,many,1", "yesterday,u1,0.5,1", "2024-05-01,u1,0.5,", "2024-05-01,u1,0.5,1,1"]
+    kinds = np.random.default_rng(0).integers(0, 12, 200)
+    lines = [bad[kind] if kind < len(bad) else f"2024-05-01,u1,{i}.0,1" for i, kind in enumerate(kinds)]
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.csv").write_text("\n".join((HEADER, *lines)))
+    source = source_of(tmp_path / "log", dense=[{"name": "price", "standardise": False}])
+    report = prepare(source, tmp_path / "out", max_rejected=1.0, stretch=stretch)
+    good = [float(i) for i, kind in enumerate(kinds) if kind >= len(bad)]
+    assert day_rows(tmp_path / "out", "2024-05-01")["price"].to_list() == good
+    named = {row[1]: row[4] for row in rejected_rows(tmp_path / "out")}
+    assert sorted(named) == [i + 1 for i, kind in enumerate(kinds) if kind < len(bad)]
+    assert len(named) == len(rejected_rows(tmp_path / "out")) == sum(report.rejected.values()) == 200 - len(good)
+    assert sorted(report.rejected.values()) == sorted(np.bincount(kinds[kinds < len(bad)]))
+    assert len(report.first_rejected) == len(bad)
+
+
 # Past only
 
 

@@ -3,6 +3,7 @@
 import csv as standard_csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,20 +195,28 @@ def test_rows_keep_their_numbers_over_blocks(tmp_path: Path):
     assert pl.Series(sorted(row[1] for row in rejected.rows)).equals(pl.Series(bad))
 
 
-@over("skip", [0, 1, 7, 199, 200])
+def test_a_quoted_cell_may_lie_on_the_end_of_a_block(tmp_path: Path):
+    cell = "\n".join(["many lines"] * 20_000)
+    (tmp_path / "log.csv").write_text("a,b\n" + "".join(f'{i},"{cell}"\n' for i in range(1, 101)))
+    found = pl.concat(read(str(tmp_path / "log.csv"), Csv(), ["a", "b"], Rejections()))
+    assert found["a"].to_list() == [str(i) for i in range(1, 101)]
+    assert (found["b"] == cell).all()
+
+
+@over("skip", [0, 1, 7, 100, 199, 200])
 def test_a_file_is_read_from_any_row_on(skip: int, tmp_path: Path):
     path, rejected, later = tmp_path / "log.csv", Rejections(), Rejections()
     write_with_bad_rows(path, 200, 1)
     whole = pl.concat(read(str(path), Csv(), ["a", "b"], rejected))
     assert concat(read(str(path), Csv(), ["a", "b"], later, skip=skip)).equals(whole.filter(pl.col(ROW) > skip))
     assert later.rows == [row for row in rejected.rows if row[1] > skip]
-    whole.drop(ROW).write_parquet(tmp_path / "log.parquet", row_group_size=13)
-    rows = len(whole)
-    for piece in read(str(tmp_path / "log.parquet"), Csv(), ["a", "b"], later, skip=min(skip, rows)):
-        assert piece[ROW].to_list() == list(range(skip + 1, rows + 1))
+    plain = whole.with_columns(pl.int_range(1, pl.len() + 1).alias(ROW))
+    plain.drop(ROW).write_parquet(tmp_path / "log.parquet", row_group_size=13)
+    pieces = read(str(tmp_path / "log.parquet"), Csv(), ["a", "b"], later, skip=skip)
+    assert concat(pieces).equals(plain.filter(pl.col(ROW) > skip))
 
 
-def concat(pieces: Any) -> pl.DataFrame:
+def concat(pieces: Iterator[pl.DataFrame]) -> pl.DataFrame:
     found = list(pieces)
     return pl.concat(found) if found else pl.DataFrame(schema={"a": pl.String, "b": pl.String, ROW: pl.Int64})
 
@@ -233,3 +242,60 @@ def test_a_file_of_many_columns_is_refused_in_few_words(tmp_path: Path):
     (tmp_path / "log.csv").write_text(HEADER)
     with pytest.raises(NoRowsError, match="log.csv has a header and no rows"):
         next(read(str(tmp_path / "log.csv"), Csv(), ["user"], Rejections()))
+
+
+# Types
+
+TYPES: list[pa.DataType] = [
+    *(pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.bool_(), pa.null()),
+    *(pa.decimal32(5, 2), pa.decimal64(10, 2), pa.decimal128(38, 0), pa.decimal256(60, 2)),
+    *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(4)),
+    *(pa.date32(), pa.date64(), pa.time32("s"), pa.time64("ns"), pa.duration("ms"), pa.month_day_nano_interval()),
+    *(pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us", "Asia/Tokyo"), pa.timestamp("ms", "+02:00")),
+    *(pa.list_(pa.int8()), pa.large_list(pa.string()), pa.list_(pa.float64(), 2), pa.list_(pa.list_(pa.int8()))),
+    *(pa.list_(pa.timestamp("s")), pa.list_(pa.decimal256(60, 2)), pa.list_(pa.null())),
+    *(pa.struct({"a": pa.int8()}), pa.map_(pa.string(), pa.int8()), pa.uuid(), pa.json_()),
+    *(pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.float64())),
+]
+ROLES: dict[str, dict[str, Any]] = {
+    "id": {"categorical": ["x"]},
+    "ids": {"categorical": [{"name": "x", "width": 2}]},
+    "hashed": {"categorical": [{"name": "x", "hash": 9}]},
+    "parts": {"categorical": [{"name": "x", "width": 2, "separator": "|"}]},
+    "number": {"dense": ["x"]},
+    "label": {"label": ["x"]},
+    "mask": {"label": [{"name": "click", "mask": "x"}]},
+    "group": {"group": "x"},
+    "day": {"day": {"column": "x"}},
+    "seconds": {"day": {"column": "x", "unit": "s"}},
+    "written day": {"day": {"column": "x", "format": "%d.%m.%Y"}},
+    "order": {"day": {"column": "date", "order": "x"}},
+}
+
+
+def tables(folder: Path, kind: pa.DataType) -> None:
+    """Write a file without values of a type, and one with some, where arrow has a way to make them."""
+    folder.mkdir()
+    plain = pa.table({"date": ["2024-05-01"] * 2, "user": [1, 2], "price": [1.0, 2.0], "click": [0, 1]})
+    pq.write_table(plain.append_column("x", pa.nulls(2, kind)), folder / "a.parquet")
+    for values in ([0, 1], ["0", "1"], [b"0000", b"1111"], [[0, 1], [1, 0]], [["0"], ["1"]], [{"a": 1}, None]):
+        try:
+            column = pa.array(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, AttributeError):
+            continue
+        pq.write_table(plain.append_column("x", column), folder / "b.parquet")
+
+
+@over("kind", {str(kind): kind for kind in TYPES})
+def test_a_column_of_any_type_is_read_or_refused(kind: pa.DataType, tmp_path: Path):
+    try:
+        tables(tmp_path / "log", kind)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("parquet has no such type")
+    for i, (role, changes) in enumerate(ROLES.items()):
+        try:
+            report = prepare(source_of(tmp_path / "log", **changes), tmp_path / str(i), max_rejected=1.0)
+        except InputError as error:
+            assert re.search(r"parquet: column x (is of type|has lists)|no row left", str(error)), role  # noqa: PT017
+        else:
+            assert report.rows_in == report.rows_out + sum(report.rejected.values()) > 0

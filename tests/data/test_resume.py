@@ -131,6 +131,22 @@ def test_what_is_done_is_not_done_again(log: Path, tmp_path: Path):
     assert sum(calls) == report.rows_in - 1 + calls[6]  # the row of three cells never gets so far
 
 
+def test_a_day_is_written_once(log: Path, tmp_path: Path):
+    written: list[dict[str, int]] = []
+    for last in ("2024-05-03", "2024-05-05"):
+
+        def stop(what: str, share: float, last: str = last) -> None:
+            if what == f"encoding {last}":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            convert(log, tmp_path / "out", on_progress=stop)
+        days = partial(tmp_path / "out").glob("days/*/rows.parquet")
+        written.append({day.parent.name: day.stat().st_ino for day in days})
+    assert [len(days) for days in written] == [2, 4]
+    assert written[0].items() <= written[1].items()
+
+
 def test_other_files_begin_anew(log: Path, tmp_path: Path):
     source = source_of(log, **RICH)
     first = Source(source.description, source.files[:3])

@@ -10,7 +10,7 @@ from surefoot.data.description import CategoricalColumn, DenseColumn, Descriptio
 from surefoot.data.numbers import Check, number, number_checks, with_numbers
 from surefoot.data.places import stem
 from surefoot.data.reader import ROW, Rejections
-from surefoot.data.times import DATE, time_checks, with_times
+from surefoot.data.times import DATE, has_year, shown, time_checks, with_times
 from surefoot.data.times import ORDER as ORDER
 from surefoot.errors import InputError
 
@@ -29,7 +29,9 @@ def typed(frame: pl.DataFrame, description: Description, path: str, rejected: Re
         InputError: if a column is of a type that cannot be what it is described as.
     """
     _refuse_types(frame, description, path)
-    frame = with_times(with_numbers(frame, _numbers(description)), description.day)
+    times = [description.day.column] * (description.day.unit is not None) + [description.day.order]
+    frame = with_numbers(frame, [*_numbers(description), *filter(None, times)])
+    frame = with_times(frame, description.day)
     columns = {ROW: pl.col(ROW)} | ({ORDER: pl.col(ORDER)} if ORDER in frame.columns else {})
     if description.day.rows is None:
         columns[DAY] = pl.lit(stem(path)) if description.day.file else pl.col(DATE).dt.to_string("%Y-%m-%d")
@@ -58,7 +60,7 @@ def _good(frame: pl.DataFrame, checks: Sequence[Check], path: str, rejected: Rej
     wrong = frame.filter(~good)
     for i, row in enumerate(bad.filter(~good).iter_rows()):
         check = checks[row.index(True)]
-        rejected.add(path, int(wrong[ROW][i]), check.column, wrong[check.column][i], check.reason)
+        rejected.add(path, int(wrong[ROW][i]), check.column, shown(wrong[check.column], i), check.reason)
     return frame.filter(good)
 
 
@@ -77,24 +79,16 @@ def count_missing(frame: pl.DataFrame, description: Description) -> Counter[str]
 
 
 def _numbers(description: Description) -> list[str]:
-    """Return the columns of numbers, and those that may tell a time by one."""
-    return [
-        *(column.source for column in (*description.dense, *description.label)),
-        *(label.mask for label in description.label if label.mask),
-        *(_times(description) if description.day.unit else ()),
-        *([description.day.order] if description.day.order else ()),
-    ]
-
-
-def _times(description: Description) -> list[str]:
-    return [column for column in (description.day.column, description.day.order) if column is not None]
+    columns = [column.source for column in (*description.dense, *description.label)]
+    return columns + [label.mask for label in description.label if label.mask]
 
 
 def _refuse_types(frame: pl.DataFrame, description: Description, path: str) -> None:
-    numbers = [column for column in _numbers(description) if column not in _times(description)]
+    day = description.day
     for wanted, fits, expected in (
-        (numbers, _is_number, "numbers"),
-        (_times(description), lambda kind: kind.is_temporal() or _is_number(kind), "dates, times or numbers"),
+        (_numbers(description), _is_number, "numbers"),
+        ([day.column] if day.column else [], _is_day, "dates, times or numbers"),
+        ([day.order] if day.order else [], lambda kind: kind.is_temporal() or _is_number(kind), "numbers or times"),
         ([description.group] if description.group else [], _is_id, "whole numbers or text"),
     ):
         for column in wanted:
@@ -117,12 +111,16 @@ def _refuse(frame: pl.DataFrame, column: str, fits: Callable[[pl.DataType], bool
         raise InputError(f"{path}: column {column} is of type {kind}; expected {expected}")
 
 
-def _is_number(kind: pl.DataType) -> bool:
+def _is_number(kind: Any) -> bool:
     return kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)
 
 
+def _is_day(kind: Any) -> bool:
+    return _is_number(kind) or kind in (pl.Date, pl.Datetime)
+
+
 def _is_id(kind: Any) -> bool:
-    return not kind.is_nested() and kind not in (pl.Binary, pl.Object)
+    return _is_number(kind) or kind in (pl.Categorical, pl.Enum, pl.Date, pl.Datetime, pl.Time)
 
 
 # Ids
@@ -166,6 +164,8 @@ def _id_checks(frame: pl.DataFrame, column: str, separator: str | None = None) -
             parts = _parts(pl.when(too_long).then(value), separator)
             too_long = parts.list.eval(pl.element().str.len_bytes()).list.max() > LONGEST_ID
         yield Check(column, too_long, f"expected an id of at most {LONGEST_ID} bytes")
+    if kind in (pl.Date, pl.Datetime):
+        yield Check(column, ~has_year(kind, value), "expected an id, and as one a date of the years 1 to 9999")
     if kind.is_float():
         digits = 24 if kind == pl.Float32 else 53
         broken = value.is_not_nan() & ((value != value.round()) | (value.abs() >= 2**digits))

@@ -114,9 +114,9 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation; 1 where there is none, or one of rounding only, below what float32 tells apart."""
+        """The standard deviation; 1 where it would be 0, as of a constant: sums of its float32 values are exact."""
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
-        return np.where(std > np.abs(self.mean) * np.finfo(np.float32).eps / 2, std, 1.0)
+        return np.where(std > 0, std, 1.0)
 
     def state(self) -> dict[str, list[float]]:
         """Return plain numbers."""

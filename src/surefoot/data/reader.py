@@ -86,15 +86,15 @@ def read(path: str, csv: Csv, columns: Sequence[str], rejected: Rejections, *, s
     Raises:
         InputError: naming the file, and the row or the column where there is one; ``NoRowsError`` if it has none.
     """
-    names, told = check_columns(path, csv, columns), in_path(path)
+    names, beside = check_columns(path, csv, columns), in_path(path)
     inside = [column for column in columns if column in names]
     if _is_parquet(path):
         pieces = _read_parquet(path, inside, rejected, skip)
     else:
         pieces = _read_text(path, csv, names, inside, rejected, skip)
-    beside = [pl.lit(told[name] or None, pl.String).alias(name) for name in columns if name not in names]
+    more = [pl.lit(beside[name] or None, pl.String).alias(name) for name in columns if name not in names]
     for piece in pieces:
-        yield piece.with_columns(beside)
+        yield piece.with_columns(more)
 
 
 def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
@@ -103,7 +103,8 @@ def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
     Raises:
         InputError: as ``columns_of``, and if a column is not there.
     """
-    names, known = _names(path, csv), columns_of(path, csv)
+    names = _names(path, csv)
+    known = [*names, *in_path(path)]
     if missing := [column for column in columns if column not in known]:
         few = ", ".join(known[:_FEW]) + (f" and {len(known) - _FEW} more" if len(known) > _FEW else "")
         hint = "" if _is_parquet(path) else _hint(names, csv)
@@ -270,7 +271,7 @@ def _read_parquet(path: str, columns: list[str], rejected: Rejections, skip: int
             raise NoRowsError(f"{path} has no rows; expected rows")
         fields = [file.schema_arrow.field(column) for column in columns]
         for field in fields:
-            if any(is_so(field.type) for is_so in _UNKNOWN):
+            if _is_unknown(field.type):
                 raise InputError(f"{path}: column {field.name} is of type {field.type}; expected numbers or text")
         text = [field.name for field in fields if _is_text(field.type)]
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
@@ -281,6 +282,10 @@ def _read_parquet(path: str, columns: list[str], rejected: Rejections, skip: int
             if len(frame := _frame(_as_bytes(batch), numbers, skip)):
                 yield _decoded(path, frame, text, "utf-8", rejected)
             first += batch.num_rows
+
+
+def _is_unknown(kind: pa.DataType) -> bool:
+    return any(is_so(kind) for is_so in _UNKNOWN) or (pa.types.is_list(kind) and _is_unknown(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -77,10 +77,10 @@ def _scatter_stretch(rows: pl.DataFrame, description: Description, work: Work, b
     work.count("counts", count_missing(rows, description))
     _note_types(rows, description, state, before)
     rows = rows.with_columns(pl.lit(state["file"], pl.Int32).alias(FILE))
-    for (day,), of_day in rows.partition_by(DAY, as_dict=True, include_key=False).items():
-        folder = work.folder / "rows" / str(day)
+    for of_day in [rows] if rows[DAY].n_unique() == 1 else rows.partition_by(DAY):
+        folder = work.folder / "rows" / of_day[DAY][0]
         folder.mkdir(exist_ok=True)
-        of_day.write_parquet(folder / f"{part}.parquet", compression="lz4")
+        of_day.drop(DAY).write_parquet(folder / f"{part}.parquet", compression="lz4", statistics=False)
 
 
 def _refuse_old_days(rows: pl.DataFrame, file: str, before: Before, rejected: Rejections) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from surefoot.data.numbers import Check, number
 DATE, ORDER = "__date__", "__order__"
 FIRST_DAY = date(1990, 1, 1)
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001, "days": 86_400_000_000}  # in microseconds
+_PER_DAY = {"ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000, "days": 1}
 _FORMS = "2024-05-01, 20240501 or 2024-05-01 12:30:00"
 
 
@@ -48,6 +49,21 @@ def time_checks(frame: pl.DataFrame, day: Day) -> Iterator[Check]:
     if day.order is not None and frame.schema[day.order] == pl.String:
         none = pl.col(ORDER).is_null() & (pl.col(day.order).str.strip_chars() != "")
         yield Check(day.order, none, "expected a number or a time to sort by")
+
+
+def has_year(kind: pl.DataType, value: pl.Expr) -> pl.Expr:
+    """Return where a date or time is of the years 1 to 9999: of others Python has none, and polars no text."""
+    days = value.to_physical() / _PER_DAY[getattr(kind, "time_unit", "days")]
+    zone = getattr(kind, "time_zone", None) is not None  # whose clock may be a day off
+    return days.is_between(-719_162 + zone, 2_932_897 - zone, closed="left")
+
+
+def shown(values: pl.Series, i: int) -> object:
+    """Return a value to be named; of a time without a year, the number behind it."""
+    one = values.slice(i, 1)
+    if one.dtype not in (pl.Date, pl.Datetime) or pl.select(has_year(one.dtype, pl.lit(one))).item() is not False:
+        return one[0]
+    return one.to_physical()[0]
 
 
 def _when(frame: pl.DataFrame, column: str, day: Day) -> _When:
