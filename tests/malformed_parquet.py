@@ -30,7 +30,8 @@ def no_text() -> pa.Array:
 
 NAN = float("nan")
 WIDE = {"categorical": [{"name": "user", "width": 3}]}
-MANY: dict[str, Any] = {name: values * 1250 for name, values in TABLE.items()} | {"user": [i * 7919 for i in range(5000)]}
+MANY: dict[str, Any] = {name: values * 1250 for name, values in TABLE.items()}
+MANY["user"] = [i * 7919 for i in range(5000)]
 EMPTY: dict[str, Any] = {name: [] for name in TABLE}
 NULLS = of_type(pa.null(), *[None] * 4)
 WHOLE = parquet()["log.parquet"]
