@@ -128,14 +128,19 @@ TEXTS = {
     "latin-1": Case(
         {"log.csv": FILE.replace(b"u2", b"Ren\xe9")},
         rows=3,
-        rejected={2: ("user", r"b'Ren\xe9'", "expected text in utf-8")},
+        rejected={2: ("user", r"Ren\xe9", "expected text in utf-8")},
     ),
     "latin-1, described": Case({"log.csv": FILE.replace(b"u2", b"Ren\xe9")}, changes={"csv": {"encoding": "latin-1"}}),
     "cp1252 with a byte that it lacks": Case(
         {"log.csv": FILE.replace(b"u2", b"Ren\x81")},
         rows=3,
-        rejected={2: ("user", r"b'Ren\x81'", "expected text in cp1252")},
+        rejected={2: ("user", r"Ren\x81", "expected text in cp1252")},
         changes={"csv": {"encoding": "cp1252"}},
+    ),
+    "latin-1 in a row of three cells": Case(
+        {"log.csv": FILE.replace(b"u2,1.5", b"Ren\xe9")},
+        rows=3,
+        rejected={2: ("", r"2024-05-01,Ren\xe9,1", "expected 4 cells, found 3")},
     ),
     "emoji": with_row("2024-05-01,\N{GRINNING FACE}\u200d\N{HEAVY BLACK HEART},0.5,1"),
     "NUL in an id": with_row("2024-05-01,u\x001,0.5,1"),

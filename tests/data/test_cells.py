@@ -129,6 +129,13 @@ def test_no_time_is_too_absurd(kind: Any, hours: float):
     assert (len(rows) == 2) == (kind == pl.Datetime("ns", getattr(kind, "time_zone", None)))
 
 
+def test_the_last_night_of_the_years_is_named():
+    night = pl.Series([253402300799_000_000, -62135596800_000_000]).cast(pl.Datetime("us", "UTC"))
+    for zone in ("Asia/Tokyo", "America/Lima"):  # one is in the year 10000 already, one in the year 0 still
+        rejected = cells("date", night.dt.convert_time_zone(zone))[1]
+        assert [row[3] for row in rejected.rows] == ["253402300799000000", "-62135596800000000"]
+
+
 @over("unit", ["s", "ms", "us", "ns", "days"])
 @over("values", [[2**63 - 1, -(2**63), 0], [1e308, -math.inf, NAN]])
 def test_no_number_is_too_absurd(unit: str, values: list[Any]):

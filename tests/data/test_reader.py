@@ -239,6 +239,9 @@ def test_a_file_of_many_columns_is_refused_in_few_words(tmp_path: Path):
     with pytest.raises(InputError, match=re.escape("has no column 'user'; it has c0, c1, ")) as error:
         next(read(str(tmp_path / "log.csv"), Csv(), ["user"], Rejections()))
     assert str(error.value).endswith("c19 and 9980 more")
+    (tmp_path / "log.csv").write_text('"a\nb",c\n')
+    with pytest.raises(InputError, match=re.escape(r"has no column 'user'; it has 'a\nb', c")):
+        next(read(str(tmp_path / "log.csv"), Csv(), ["user"], Rejections()))
     (tmp_path / "log.csv").write_text(HEADER)
     with pytest.raises(NoRowsError, match="log.csv has a header and no rows"):
         next(read(str(tmp_path / "log.csv"), Csv(), ["user"], Rejections()))

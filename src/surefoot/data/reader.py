@@ -24,7 +24,7 @@ from surefoot.data.places import locate as locate
 from surefoot.data.places import natural as natural
 from surefoot.data.places import stem as stem
 from surefoot.data.places import told
-from surefoot.data.text import LONGEST_LINE, TextStream, header, mark
+from surefoot.data.text import KEPT, LONGEST_LINE, LOST, TextStream, header, mark, readable
 from surefoot.errors import InputError
 
 ROW = "__row__"
@@ -106,7 +106,8 @@ def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
     names = _names(path, csv)
     known = [*names, *in_path(path)]
     if missing := [column for column in columns if column not in known]:
-        few = ", ".join(known[:_FEW]) + (f" and {len(known) - _FEW} more" if len(known) > _FEW else "")
+        few = ", ".join(name if name.isprintable() else repr(name) for name in known[:_FEW])
+        few += f" and {len(known) - _FEW} more" if len(known) > _FEW else ""
         hint = "" if _is_parquet(path) else _hint(names, csv)
         raise InputError(f"{path} has no column {missing[0]!r}; it has {few}{hint}")
     return names
@@ -176,7 +177,7 @@ def _read_text(
         number = row.number - header
         bad.append(number)
         if number > skip:
-            cells = row.text.replace(mark(csv), csv.separator)
+            cells = readable(row.text.replace(mark(csv), csv.separator))
             rejected.add(path, number, "", cells, f"expected {row.expected_columns} cells, found {row.actual_columns}")
         return "skip"
 
@@ -184,7 +185,8 @@ def _read_text(
         return f" after row {seen + len(bad)}"
 
     with told(path):
-        stream = _open_csv(path, csv, names, columns or names[:1], refuse)
+        text = _open_text(path, csv)
+        stream = _open_csv(text, csv, names, columns or names[:1], refuse)
     while True:
         with told(path, so_far):
             batch = next(stream, None)
@@ -193,16 +195,16 @@ def _read_text(
         numbers = _numbers(seen, batch.num_rows, bad)
         seen += batch.num_rows
         if len(frame := _frame(batch, numbers, skip)):
-            yield _decoded(path, frame, columns, csv.encoding, rejected)
+            yield _decoded(path, frame, columns, csv.encoding, rejected, lost=text.lost)
     if not seen and not bad:
         raise NoRowsError(f"{path} has {'a header and ' if header else ''}no rows; expected rows")
 
 
 def _open_csv(
-    path: str, csv: Csv, names: list[str], columns: list[str], refuse: Callable[[Any], str]
+    text: TextStream, csv: Csv, names: list[str], columns: list[str], refuse: Callable[[Any], str]
 ) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
-        pa.PythonFile(_open_text(path, csv), mode="r"),
+        pa.PythonFile(text, mode="r"),
         read_options=pyarrow.csv.ReadOptions(
             use_threads=False,
             block_size=LONGEST_LINE,
@@ -240,27 +242,22 @@ def _frame(batch: pa.RecordBatch, numbers: np.ndarray, skip: int) -> pl.DataFram
 
 
 def _decoded(
-    path: str, frame: pl.DataFrame, columns: Sequence[str], encoding: str, rejected: Rejections
+    path: str, frame: pl.DataFrame, columns: Sequence[str], encoding: str, rejected: Rejections, *, lost: bool
 ) -> pl.DataFrame:
-    """Turn columns of bytes into text; reject rows with bytes that are none."""
+    """Turn columns of bytes into text; reject rows with bytes that are none, which ``lost`` says text may have."""
     for column in columns:
         try:
             text = frame[column].cast(pl.String)
         except pl.exceptions.ComputeError:
-            good = pl.Series([_is_utf8(value) for value in frame[column]])
-            for row, value in frame.filter(~good).select(ROW, column).iter_rows():
-                rejected.add(path, row, column, value, f"expected text in {encoding}")
-            frame = frame.filter(good)
-            text = frame[column].cast(pl.String)
+            cells = (None if cell is None else cell.decode(errors=KEPT) for cell in frame[column])
+            text, lost = pl.Series(column, cells, pl.String), True
         frame = frame.with_columns(text)
+    for column in columns if lost else ():
+        bad = frame[column].str.contains(LOST).fill_null(False)
+        for row, text in frame.filter(bad).select(ROW, column).iter_rows():
+            rejected.add(path, row, column, readable(text), f"expected text in {encoding}")
+        frame = frame.filter(~bad)
     return frame
-
-
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        return value is None or bool(value.decode() or True)
-    except UnicodeDecodeError:
-        return False
 
 
 def _read_parquet(path: str, columns: list[str], rejected: Rejections, skip: int) -> Iterator[pl.DataFrame]:
@@ -280,7 +277,7 @@ def _read_parquet(path: str, columns: list[str], rejected: Rejections, skip: int
         for batch in file.iter_batches(_PIECE, row_groups=list(range(begin, len(ends))), columns=columns):
             numbers = np.arange(first + 1, first + batch.num_rows + 1)
             if len(frame := _frame(_as_bytes(batch), numbers, skip)):
-                yield _decoded(path, frame, text, "utf-8", rejected)
+                yield _decoded(path, frame, text, "utf-8", rejected, lost=False)
             first += batch.num_rows
 
 

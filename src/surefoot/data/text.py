@@ -11,8 +11,29 @@ from surefoot.data.description import Csv
 from surefoot.errors import InputError
 
 LONGEST_LINE = 8 << 20  # bytes
+KEPT = "surefoot.kept"  # how to decode: bytes that are no text become private characters, one each
+_FIRST_LOST = 0x10FF00
+LOST = f"[{chr(_FIRST_LOST)}-{chr(_FIRST_LOST + 255)}]"  # a regular expression
 _MARK = "\x1f"  # the unit separator, in place of one of several bytes
 _BOMS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-16": b""}  # it needs its own
+
+
+def _kept(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(chr(_FIRST_LOST + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(KEPT, _kept)
+
+
+def readable(text: str) -> str:
+    r"""Return text with bytes that are none as escapes.
+
+    >>> readable(b"Ren\xe9".decode(errors=KEPT))
+    'Ren\\xe9'
+    """
+    return re.sub(LOST, lambda found: f"\\x{ord(found[0]) - _FIRST_LOST:02x}", text)
 
 
 def mark(csv: Csv) -> str:
@@ -23,7 +44,7 @@ def mark(csv: Csv) -> str:
 class TextStream:
     """A stream of bytes to read from, in blocks of about the size that is asked for; b"" at the end.
 
-    Bytes that are not of the file's encoding come as they are.
+    Bytes that are not of the file's encoding come as ``KEPT`` says, and ``lost`` becomes true.
 
     Args:
         stream: the file's bytes, unpacked.
@@ -35,11 +56,11 @@ class TextStream:
     """
 
     def __init__(self, stream: pa.NativeFile, csv: Csv, path: str) -> None:
-        self.closed = False
+        self.closed = self.lost = False
         self._stream, self._path, self._quote = stream, path, csv.quote
         encoding = codecs.lookup(csv.encoding).name
         self._bom = _BOMS.get(encoding, codecs.BOM_UTF8)
-        self._decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._decoder = codecs.getincrementaldecoder(encoding)(KEPT)
         self._separator, self._mark = csv.separator.encode(), mark(csv).encode()
         self._quotes = _Quotes(mark(csv), csv.quote) if csv.quote else None
         self._kept = b""  # the end of what was read, if it may be the beginning of a separator
@@ -53,7 +74,9 @@ class TextStream:
         while True:
             raw, self._ahead = self._ahead, self._stream.read(block)
             ended = not self._ahead
-            ready = self._with_marks(self._as_utf8(raw, ended=ended), ended=ended)
+            text = self._decoder.decode(raw, final=ended)
+            self.lost = self.lost or (not text.isascii() and re.search(LOST, text) is not None)
+            ready = self._with_marks(text.encode(), ended=ended)
             if raw and ended and ready[-1:] not in b"\r\n":
                 ready += b"\n"
             if self._quotes is not None and (line := self._quotes.unclosed(ready, ended=ended)) is not None:
@@ -68,11 +91,6 @@ class TextStream:
         """Close the file."""
         self._stream.close()
         self.closed = True
-
-    def _as_utf8(self, raw: bytes, *, ended: bool) -> bytes:
-        if self._decoder is None:
-            return raw
-        return self._decoder.decode(raw, final=ended).encode(errors="surrogateescape")
 
     def _with_marks(self, data: bytes, *, ended: bool) -> bytes:
         if self._separator == self._mark:
