@@ -79,6 +79,12 @@ def test_wrong_input_is_one_sentence(arguments: list[str], sentence: str, folder
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_file_without_rows_is_passed_over_and_told(folder: Path):
+    (folder / "log" / "0.csv").write_text("date,user_id,is_click\n")
+    assert "600 rows on 3 days can be used." in said("check", "log", "--schema", "schema.toml")
+    assert "log/0.csv has no rows." in said("prepare", "log", "log", "--schema", "schema.toml", "--out", "out")
+
+
 def test_a_leak_is_refused_with_its_reason(folder: Path):
     (folder / "schema.toml").write_text(SCHEMA + '\n[[dense]]\nname = "click"\ncolumn = "is_click"\n')
     with pytest.raises(InputError, match="feature click reads column is_click, and label is_click is made of it"):

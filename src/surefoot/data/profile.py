@@ -9,7 +9,7 @@ import polars as pl
 from surefoot.data.cells import DAY, typed
 from surefoot.data.description import Description
 from surefoot.data.past import hashed
-from surefoot.data.reader import Rejections, natural, read, sentence
+from surefoot.data.reader import NoRowsError, Rejections, natural, read, sentence
 from surefoot.data.source import Source
 from surefoot.metrics import auc
 
@@ -132,9 +132,12 @@ class _Pass:
         columns = source.columns or tuple(self.description.columns)
         for file in source.files:
             rejected = Rejections()
-            for piece in read(file, self.description.csv, columns, rejected):
-                self.add(typed(source.shape(piece), self.description, file, rejected))
-                self.note(rejected)
+            try:
+                for piece in read(file, self.description.csv, columns, rejected):
+                    self.add(typed(source.shape(piece), self.description, file, rejected))
+                    self.note(rejected)
+            except NoRowsError:
+                continue  # as a partition of a log may be
             self.note(rejected)
         return self.result()
 
