@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from malformed import Case, flipped, parquet
-from raw_logs import FILE, TABLE
+from raw_logs import AS_IT_IS, FILE, TABLE
 
 
 def several(**tables: dict[str, Any]) -> dict[str, bytes]:
@@ -23,12 +23,22 @@ def of_type(kind: pa.DataType, *values: Any) -> pa.Array:
     return pa.array(values, kind)
 
 
+def zoned(zone: str) -> pa.Array:
+    return of_type(pa.timestamp("us", zone), *(datetime(2024, 5, 1, hour, tzinfo=UTC) for hour in (0, 5, 22, 23)))
+
+
+def named(column: str, part: str) -> dict[str, Any]:
+    """Return a change of the description: one more feature, read from a column."""
+    return {part: [*AS_IT_IS[part], {"name": "more", "column": column}]}
+
+
 def no_text() -> pa.Array:
     """Return four texts of which the second is no UTF-8: arrow does not look when it reads."""
     return pa.array([b"u1", b"u\xff", b"u1", b"u3"]).view(pa.string())
 
 
 NAN = float("nan")
+PATTERNS = ("*", "^u.*$", "^.*$")  # names that a library may take for several columns
 WIDE = {"categorical": [{"name": "user", "width": 3}]}
 MANY: dict[str, Any] = {name: values * 1250 for name, values in TABLE.items()}
 MANY["user"] = [i * 7919 for i in range(5000)]
@@ -115,6 +125,24 @@ PARQUET = {
     "text in the first file, whole numbers in the second": Case(several(a={}, b={"user": [1, 2, 3, 4]}), rows=8),
     "times": Case(parquet(date=[datetime(2024, 5, 1, hour) for hour in (0, 5, 22, 23)])),
     "times with a zone": Case(parquet(date=[datetime(2024, 5, 1, hour, tzinfo=UTC) for hour in (0, 5, 22, 23)])),
+    **{
+        f"times in the zone {zone}": Case(parquet(date=zoned(zone)))
+        for zone in ("+05:30", "-03:30", "GMT+2", "Europe/Paris", "Nowhere/City")
+    },
+    **{
+        f"an id from a column named {name}": Case(parquet(**{name: [1, 2, 1, 2]}), changes=named(name, "categorical"))
+        for name in PATTERNS
+    },
+    **{
+        f"a number from a column named {name}": Case(
+            parquet(**{name: ["1", "2", "1", "2"]}), changes=named(name, "dense")
+        )
+        for name in (*PATTERNS, "number in price")
+    },
+    "a label named as a number of another column": Case(
+        parquet(price=["1", "2", "3", "4"], **{"number in price": ["0", "1", "0", "1"]}),
+        changes={"label": [{"name": "number in price"}]},
+    ),
     "times of two units": Case(
         several(
             a={"date": of_type(pa.timestamp("ms"), *[datetime(2024, 5, 1)] * 4)},

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from surefoot.data.description import CategoricalColumn, DenseColumn, Description, LabelColumn
-from surefoot.data.numbers import Check, number, number_checks, with_numbers
+from surefoot.data.numbers import Check, column_of, number, number_checks, with_numbers
 from surefoot.data.places import stem
 from surefoot.data.reader import ROW, Rejections
 from surefoot.data.times import DATE, has_year, shown, time_checks, with_times
@@ -128,7 +128,7 @@ def _is_id(kind: Any) -> bool:
 
 def _id(frame: pl.DataFrame, column: str) -> pl.Expr:
     """Return an id as ``Int64`` where it is a whole number, as text otherwise."""
-    return _whole_or_text(frame.schema[column], pl.col(column))
+    return _whole_or_text(frame.schema[column], column_of(column))
 
 
 def _whole_or_text(kind: Any, value: pl.Expr) -> pl.Expr:
@@ -142,7 +142,7 @@ def _whole_or_text(kind: Any, value: pl.Expr) -> pl.Expr:
 
 
 def _ids(frame: pl.DataFrame, column: CategoricalColumn) -> pl.Expr:
-    kind, values = frame.schema[column.source], pl.col(column.source)
+    kind, values = frame.schema[column.source], column_of(column.source)
     if isinstance(kind, pl.List | pl.Array):
         several = values.cast(pl.List(kind.inner)).list.drop_nulls()
         return several.list.eval(_whole_or_text(kind.inner, pl.element()))
@@ -157,7 +157,7 @@ def _parts(values: pl.Expr, separator: str) -> pl.Expr:
 
 
 def _id_checks(frame: pl.DataFrame, column: str, separator: str | None = None) -> Iterator[Check]:
-    kind, value = frame.schema[column], pl.col(column)
+    kind, value = frame.schema[column], column_of(column)
     if kind == pl.String:
         too_long = value.str.len_bytes() > LONGEST_ID
         if separator is not None:

@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from surefoot.data.schema import Task, TaskKind
 
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan", "None", "NA")
-RESERVED = ("day", "__group__", "__row__")
+RESERVED = ("day", "__group__", "__row__", "__file__")
+_INTERNAL = ("__row__", "__date__", "__order__", "__group__", "__file__")  # columns that preparing adds
+_INT64 = (1 << 63) - 1
 _MOMENT = datetime(2024, 5, 1, 13, 14, 15, tzinfo=UTC)
 
 
@@ -43,7 +45,7 @@ class Day(_Part, frozen=True):
     offset_hours: float = Field(default=0.0, ge=-24, le=24)
     order: str | None = None
     file: bool = False
-    rows: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1, le=_INT64)
 
     @field_validator("format")
     @classmethod
@@ -91,6 +93,16 @@ class _Column(_Part, frozen=True):
     name: str = Field(min_length=1)
     column: str = ""  # in the file, if named otherwise there
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not value.isprintable() or value == "*" or (value.startswith("^") and value.endswith("$")):
+            raise ValueError(
+                f"name is {value!r}; expected printable characters, and neither * nor ^...$, which mean many columns "
+                "(column = ... says what it is called in the file)"
+            )
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, values: object) -> object:
@@ -113,9 +125,9 @@ class CategoricalColumn(_Column, frozen=True):
     """
 
     separator: str | None = Field(default=None, min_length=1)
-    width: int = Field(default=1, ge=1)
+    width: int = Field(default=1, ge=1, le=10_000)
     hash: int | None = Field(default=None, ge=3, lt=1 << 31)
-    min_count: int = Field(default=1, ge=1)
+    min_count: int = Field(default=1, ge=1, le=_INT64)
 
     @model_validator(mode="after")
     def _several(self) -> Self:
@@ -178,9 +190,9 @@ class LabelColumn(_Column, frozen=True):
     """
 
     kind: Literal["binary", "regression"] = "binary"
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     judged: bool = True
-    at_least: float | None = None
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
     transform: Literal["none", "log1p"] = "none"
     clip: tuple[float, float] | None = None
     mask: str | None = None
@@ -231,8 +243,8 @@ class Csv(_Part, frozen=True):
 
     @model_validator(mode="after")
     def _parts(self) -> Self:
-        if set(self.separator) & {"\r", "\n", self.quote}:
-            raise ValueError(f"separator is {self.separator!r}; expected neither a line's end nor the quote")
+        if set(self.separator) & {"\0", "\r", "\n", self.quote}:
+            raise ValueError(f"separator is {self.separator!r}; expected neither a line's end nor the quote nor NUL")
         return self
 
 
@@ -290,6 +302,16 @@ class Description(_Part, frozen=True):
                 raise ValueError(
                     f"name {name} is used {count} times; expected a name of its own for each column (column = ... says "
                     f"what it is called in the file), and none of {', '.join(RESERVED)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for column in self.columns:
+            if column in _INTERNAL or "\0" in column:
+                raise ValueError(
+                    f"column {column!r} of the files is described; expected one without NUL in its name, and none of "
+                    f"{', '.join(_INTERNAL)}, which preparing adds: rename it in the files"
                 )
         return self
 

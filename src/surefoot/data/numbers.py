@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import polars as pl
+import polars.selectors as cs
 
 _WORDS = {word: float(word.lower() == "true") for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 
@@ -16,6 +17,12 @@ class Check(NamedTuple):
     reason: str
 
 
+def column_of(name: str) -> pl.Expr:
+    """Return the column of exactly this name: ``pl.col`` takes ``*`` and ``^...$`` for patterns."""
+    is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
+    return cs.by_name(name).as_expr() if is_pattern else pl.col(name)
+
+
 def with_numbers(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
     """Read the numbers in columns of text, once for all that looks at them; ``number`` finds them."""
     text = [column for column in dict.fromkeys(columns) if frame.schema[column] == pl.String]
@@ -24,13 +31,13 @@ def with_numbers(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
 
 def number(frame: pl.DataFrame, column: str) -> pl.Expr:
     """Return a column as ``Float64``, null where it has no value or is no number."""
-    return pl.col(_place(column)) if frame.schema[column] == pl.String else pl.col(column).cast(pl.Float64)
+    return column_of(_place(column)) if frame.schema[column] == pl.String else column_of(column).cast(pl.Float64)
 
 
 def number_checks(frame: pl.DataFrame, column: str) -> Iterator[Check]:
     """Yield what rejects cells that are no numbers; a column of numbers has none of them."""
     if frame.schema[column] == pl.String:
-        none = pl.col(_place(column)).is_null() & (pl.col(column).str.strip_chars() != "")
+        none = column_of(_place(column)).is_null() & (column_of(column).str.strip_chars() != "")
         yield Check(column, none, "expected a number, with a decimal point if any")
 
 
@@ -44,4 +51,4 @@ def _read(text: pl.Series) -> pl.Series:
 
 
 def _place(column: str) -> str:
-    return f"number in {column}"
+    return f"\0number {column}"  # no column of a file: a description refuses names with NUL

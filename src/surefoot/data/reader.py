@@ -290,11 +290,19 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
+def _in_utc(kind: pa.DataType) -> pa.DataType:
+    """Return a type with times in UTC: the moments are the same, and polars does not know zones such as +05:30."""
+    if pa.types.is_list(kind):
+        return pa.list_(_in_utc(kind.value_type))
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz is not None else kind
+
+
 def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return text as bytes, since nobody has looked whether it is text, and dictionaries as their values."""
+    """Return text as bytes, since nobody has looked whether it is text, dictionaries as their values, times in UTC."""
     columns = []
     for column in batch.columns:
         plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        plain = plain.cast(_in_utc(plain.type))
         if _is_text(plain.type):
             plain = plain.cast(pa.large_binary())
         elif pa.types.is_nested(plain.type):

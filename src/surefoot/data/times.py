@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from surefoot.data.description import Day, parsed
-from surefoot.data.numbers import Check, number
+from surefoot.data.numbers import Check, column_of, number
 
 DATE, ORDER = "__date__", "__order__"
 FIRST_DAY = date(1990, 1, 1)
@@ -47,7 +47,7 @@ def time_checks(frame: pl.DataFrame, day: Day) -> Iterator[Check]:
         bad = pl.col(DATE).is_null() | ~pl.col(DATE).is_between(FIRST_DAY, last)
         yield Check(day.column, bad, f"expected a day from {FIRST_DAY} to {last}, written as {form}")
     if day.order is not None and frame.schema[day.order] == pl.String:
-        none = pl.col(ORDER).is_null() & (pl.col(day.order).str.strip_chars() != "")
+        none = pl.col(ORDER).is_null() & (column_of(day.order).str.strip_chars() != "")
         yield Check(day.order, none, "expected a number or a time to sort by")
 
 
@@ -67,7 +67,7 @@ def shown(values: pl.Series, i: int) -> object:
 
 
 def _when(frame: pl.DataFrame, column: str, day: Day) -> _When:
-    kind, value = frame.schema[column], pl.col(column)
+    kind, value = frame.schema[column], column_of(column)
     if kind == pl.Date:
         return _When(None, value)
     if isinstance(kind, pl.Datetime):
@@ -108,7 +108,7 @@ def _forms(written: pl.Series) -> _When:
 
 
 def _order(frame: pl.DataFrame, column: str) -> pl.Expr:
-    kind, value = frame.schema[column], pl.col(column)
+    kind, value = frame.schema[column], column_of(column)
     if isinstance(kind, pl.Datetime):
         return _nanoseconds(value)
     if kind == pl.String:
