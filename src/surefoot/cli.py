@@ -56,6 +56,7 @@ def study(
             workers=workers,
             on_phase=lambda name, trials: progress.reset(bar, description=name, total=trials),
             on_trial=lambda result: progress.advance(bar),
+            on_lost=say,
         )
     _print_tables(results)
     console.print(f"Report: {write_report(out)}", soft_wrap=True)

@@ -24,8 +24,14 @@ def load(kind: type[T], path: Path) -> T:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a TOML file") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise InputError(
+            f"{path} is not TOML: it is nested too deeply; expected tables as a run or a study has"
+        ) from None
     return parse(kind, table, str(path))
 
 

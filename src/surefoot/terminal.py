@@ -1,8 +1,10 @@
 """What the commands share: where they print, how tables look, what an interruption and wrong input say."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -24,14 +26,34 @@ def plain_table(title: str, *heads: str) -> Table:
     return table
 
 
+class _Ended(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _Ended(number)
+
+
 @contextmanager
 def interruptible(consequence: str) -> Iterator[None]:
-    """Exit with 130 on Ctrl-C, and say what becomes of the work."""
+    """Exit with 130 on Ctrl-C, with 143 on SIGTERM, with 129 on SIGHUP, and say what becomes of the work."""
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in asked:  # not those that nohup, or whoever calls, has seen to
+        signal.signal(number, _end)
     try:
         yield
     except KeyboardInterrupt:
         say(f"interrupted; {consequence}")
         raise typer.Exit(INTERRUPTED) from None
+    except _Ended as end:
+        say(f"ended by {end.signal.name}; {consequence}")
+        raise typer.Exit(128 + end.signal) from None
+    finally:
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def refuse_full(out: Path) -> None:
@@ -45,5 +67,6 @@ def refuse_full(out: Path) -> None:
 
 
 def say(sentence: str) -> None:
-    """Print a sentence to stderr."""
-    Console(stderr=True).print(f"surefoot: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    """Print a sentence to stderr; the terminal may be gone."""
+    with suppress(OSError):
+        Console(stderr=True).print(f"surefoot: {sentence}", soft_wrap=True, highlight=False, markup=False)

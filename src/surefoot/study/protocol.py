@@ -19,7 +19,7 @@ from typing import Any
 
 from surefoot.data.schema import TaskKind
 from surefoot.errors import InputError
-from surefoot.settings import dump, load
+from surefoot.study.claim import claimed
 from surefoot.study.config import (
     MethodConfig,
     ModelConfig,
@@ -44,6 +44,7 @@ def run_study(
     workers: int | None = None,
     on_phase: Callable[[str, int], None] = lambda name, trials: None,
     on_trial: Callable[[dict[str, Any]], None] = lambda result: None,
+    on_lost: Callable[[str], None] = lambda sentence: None,
 ) -> Study:
     """Run the study, or what is left of it, into the folder ``out``; return its results, which are also written there.
 
@@ -53,9 +54,11 @@ def run_study(
         workers: processes; by default as many as the cores allow.
         on_phase: called with a name and a number of trials before each batch of trials.
         on_trial: called with each trial's result.
+        on_lost: called with a sentence about a trial whose process was killed, and that is run again.
 
     Raises:
-        InputError: if the folder holds another study or the configuration does not fit the log.
+        InputError: if the folder holds another study or is in use by another process, if the configuration does not
+            fit the log, or if a process is killed in the same trial twice.
     """
     log = load_log(config.data)
     tasks = {kind: [t.name for t in log.schema.tasks if t.kind is kind] for kind in TaskKind}
@@ -63,8 +66,7 @@ def run_study(
     select_by = _task(config.search.select_by, tasks[TaskKind.BINARY], judged, "search.select_by")
     kind = TaskKind.REGRESSION if set(tasks[TaskKind.REGRESSION]) & set(judged) else TaskKind.BINARY
     show = _task(config.search.show, tasks[kind], judged, "search.show")
-    _claim(out, config)
-    with LocalEngine(workers=workers, threads=config.training.threads) as engine:
+    with claimed(out, config), LocalEngine(workers, config.training.threads, on_lost) as engine:
         runner = Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
         searches = _search(runner)
         chosen = {search.method.name: search.best() or min(search.scores) for search in searches}
@@ -89,7 +91,7 @@ def run_study(
         models=[model.name for model in config.models],
         methods=methods,
         close_ups=close_ups,
-        workers=engine.workers,
+        workers=engine.processes,
         threads=config.training.threads,
     )
     return write(out, summary, runner.rows, config)
@@ -228,20 +230,3 @@ def _task(name: str | None, of_kind: list[str], judged: list[str], key: str) -> 
     if name not in of_kind:
         raise InputError(f"{key} is {name!r}; expected one of {', '.join(of_kind)}")
     return name
-
-
-def _claim(out: Path, config: StudyConfig) -> None:
-    """Make the folder this study's, or refuse one that holds something else."""
-    written = out / "study.toml"
-    if written.exists():
-        if load(StudyConfig, written) != config:
-            raise InputError(
-                f"{out} holds another study (its study.toml differs); expected a new folder, or this study's"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not a study's folder; expected a new or an empty one")
-    out.mkdir(parents=True, exist_ok=True)
-    draft = out / "study.toml.draft"
-    draft.write_text(dump(config))
-    draft.rename(written)

@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, and the checksums that tell whether one has changed since."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from surefoot.errors import InputError
+
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder if there is none, and make sure that it can be written.
+
+    Raises:
+        InputError: naming it and the reason, if it cannot.
+    """
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        with suppress(FileNotFoundError):
+            path.stat()  # which tells of links in a circle
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be used: {error.strerror}; expected a folder that can be made and written"
+        ) from None
+
+
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """Write a file beside its place and move it there, so that no reader ever sees a part of it; return its path.
+
+    Raises:
+        InputError: naming the file and the reason, if it cannot be written; what was there before stays.
+    """
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        return draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}; expected a folder with room for it") from None
+
+
+def write_sums(folder: Path, paths: Iterable[Path]) -> None:
+    """Write the checksums of files under a folder into it.
+
+    Raises:
+        InputError: if they cannot be written.
+    """
+    lines = [f"{_digest(path.read_bytes())}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths)]
+    write_whole(folder / SUMS, "".join(lines))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksum of each file under a folder, by its path from there.
+
+    Raises:
+        InputError: naming the file of checksums, if it cannot be read.
+    """
+    path = folder / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected a checksum and a file a line") from None
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def read_checked(path: Path, folder: Path, sums: dict[str, str]) -> bytes:
+    """Return a file's bytes, which must be those that its checksum was taken of.
+
+    Raises:
+        InputError: naming the file, if it cannot be read, has no checksum or has changed.
+    """
+    name = path.relative_to(folder).as_posix()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected the file as it was written") from None
+    if name not in sums:
+        raise InputError(f"{path} has no checksum in {folder / SUMS}; expected one for each file that is read")
+    if sums[name] != _digest(content):
+        raise InputError(
+            f"{path} has changed since it was written: its bytes do not fit its checksum in {folder / SUMS}; "
+            "expected the file as it was written"
+        )
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
