@@ -99,6 +99,9 @@ def replay(
     rule: Annotated[str | None, typer.Option(help="Run the same batches under this rule too: does it survive?")] = None,
     steps: Annotated[int, typer.Option(min=0, help="With --rule: go on to so many steps after the event.")] = 64,
     bisect_batch: Annotated[bool, typer.Option("--bisect-batch", help="Find the rows that made the event.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="The log, if it is not where the run had it, or is at a URL.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder for replay.json, with all numbers.")] = None,
 ) -> None:
     """Run the last steps before an alarm again, bit for bit; say what every rule would have done."""
@@ -108,7 +111,7 @@ def replay(
     if out is not None:
         refuse_full(out)
     with interruptible("nothing was written"), console.status("replaying"):
-        found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch)
+        found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch, data=data)
     for part in tables.page(found):
         console.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True, highlight=False)
     if out is not None:

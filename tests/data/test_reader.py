@@ -19,7 +19,7 @@ from raw_logs import FILE, HEADER, rows_of, source_of
 from surefoot.data.description import Csv
 from surefoot.data.places import find_files, in_path, natural, stem
 from surefoot.data.prepare import prepare
-from surefoot.data.reader import ROW, NoRowsError, Rejections, columns_of, locate, read
+from surefoot.data.reader import ROW, NoRowsError, Rejections, columns_of, read
 from surefoot.data.text import TextStream, mark
 from surefoot.errors import InputError
 
@@ -73,8 +73,6 @@ def test_a_log_may_be_away(folder: Path, tmp_path: Path):
         find_files("memory://away/none")
     with pytest.raises(InputError, match="memory://away/none.csv is not there"):
         columns_of("memory://away/none.csv", Csv())
-    with pytest.raises(InputError, match="gopher://x is on no file system"):
-        locate("gopher://x")
 
 
 # Text

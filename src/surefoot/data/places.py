@@ -15,30 +15,68 @@ from surefoot.errors import InputError
 PARQUET = (".parquet", ".pq")
 TEXT = (".csv", ".tsv", ".txt", ".dat", ".inter", ".log")
 PACKED = (".gz", ".zst", ".bz2", ".lz4")
+PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "memory")
+_AZURE, _AZURE_HOSTS = ("abfs", "abfss"), ".core.windows.net"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
     """Return the file system that a local path or a URL is on, and the path there.
 
+    Of URLs only those of ``PROTOCOLS`` are opened, one at a time and without options: others can make whoever opens a
+    log ask any machine of the network, or run what a file says (``reference://`` renders templates).
+
     Raises:
-        InputError: if no such file system is known.
+        InputError: if the URL is of another kind, or no such file system is known.
     """
-    if "://" not in path:
+    if not is_url(path):
         return fs.LocalFileSystem(), str(Path(path))
+    refuse_other_urls(path)
     try:
         return fs.FileSystem.from_uri(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
+    except OSError as error:  # what is asked where a bucket is does not answer
+        raise InputError(f"{path} cannot be reached: {_reason(error)}") from None
     try:
         import fsspec
 
         system, inside = fsspec.url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{path} is on no file system that is known here ({error}); expected a path or a URL that fsspec knows"
+            f"{path} is on no file system that is known here ({error}); expected a path or a URL that pyarrow opens"
         ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), inside
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is meant as a URL."""
+    return "://" in path
+
+
+def refuse_other_urls(url: str) -> None:
+    """Refuse a URL that is not a plain one of a known protocol; nothing is opened.
+
+    Raises:
+        InputError: naming it and what was expected.
+    """
+    protocol, _, rest = url.partition("://")
+    if protocol not in PROTOCOLS:
+        raise InputError(
+            f"{url} is of the protocol {protocol!r}; expected a path or a URL of one of {', '.join(PROTOCOLS)}"
+        )
+    if "::" in url:
+        raise InputError(f"{url} chains several URLs; expected one alone")
+    if protocol in ("file", "memory"):
+        return
+    if "?" in rest:
+        raise InputError(
+            f"{url} has options; expected none after '?': they come from the environment, as AWS_ENDPOINT_URL does"
+        )
+    host = rest.split("/")[0].rpartition("@")[2]
+    if protocol != "hdfs" and (":" in host or (protocol in _AZURE and not host.endswith(_AZURE_HOSTS))):
+        known = f"a container at an account's name that ends in {_AZURE_HOSTS}" if protocol in _AZURE else "a bucket"
+        raise InputError(f"{url} names the machine {host!r}; expected {known}")
 
 
 def find_files(path: str) -> tuple[str, ...]:

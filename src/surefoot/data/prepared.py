@@ -132,7 +132,7 @@ class PreparedLog:
         """Return the log of a prepared folder, after a look at the end of each day's file.
 
         Args:
-            folder: a path, or a URL of any file system that pyarrow or fsspec knows: ``s3://bucket/log``.
+            folder: a path, or a URL: ``s3://bucket/log``; ``places.PROTOCOLS`` are opened.
 
         Raises:
             InputError: if there is no manifest, it is of another version, or a day's file is not as it says.

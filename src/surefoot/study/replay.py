@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from surefoot.data.places import is_url
 from surefoot.data.schema import Batch, Task
 from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
@@ -72,7 +73,9 @@ class Examined:
     bisection: Bisection | None
 
 
-def examine(folder: Path, *, rule: str | None = None, steps: int = 64, bisect_batch: bool = False) -> Examined:
+def examine(
+    folder: Path, *, rule: str | None = None, steps: int = 64, bisect_batch: bool = False, data: str | None = None
+) -> Examined:
     """Replay the capsule of a configured run.
 
     Args:
@@ -80,14 +83,15 @@ def examine(folder: Path, *, rule: str | None = None, steps: int = 64, bisect_ba
         rule: the name of a rule to run the same batches under.
         steps: how many after the event to go on, with batches of the log where the capsule ends; with ``rule`` only.
         bisect_batch: whether to search for the rows that made the event.
+        data: the folder or URL of the log, if it is not where the configuration says.
 
     Raises:
         InputError: if the capsule is missing, damaged or not of a configured run, or the rule is unknown.
     """
     capsule = capsule_files.read(folder)
-    own = rebuild(capsule)
+    own = rebuild(capsule, data=data)
     # a wrong name is told before anything runs
-    others = [] if rule is None else [rebuild(capsule, rule, ladder_to=capsule.event)]
+    others = [] if rule is None else [rebuild(capsule, rule, ladder_to=capsule.event, data=data)]
     try:
         result = replay(capsule, own.training, what_if=WHAT_IF)
     except ValueError as error:
@@ -95,35 +99,42 @@ def examine(folder: Path, *, rule: str | None = None, steps: int = 64, bisect_ba
     left = max(0, capsule.event + steps - capsule.steps[-1].step)
     went_on = {
         each.config.rule.name: go_on(capsule, each.training, more=each.more(capsule, left), what_if={})
-        for each in ([rebuild(capsule, ladder_to=capsule.event), *others] if others else [])
+        for each in ([rebuild(capsule, ladder_to=capsule.event, data=data), *others] if others else [])
     }
-    found = bisect(capsule, rebuild(capsule).training) if bisect_batch else None
+    found = bisect(capsule, rebuild(capsule, data=data).training) if bisect_batch else None
     return Examined(capsule, own.judged, result, own.config.rule.name, went_on, found)
 
 
-def rebuild(capsule: Capsule, rule: str | None = None, *, ladder_to: float = math.inf) -> Rebuilt:
+def rebuild(
+    capsule: Capsule, rule: str | None = None, *, ladder_to: float = math.inf, data: str | None = None
+) -> Rebuilt:
     """Return the training of a capsule's configuration.
 
     Args:
         capsule: with a configuration in it.
         rule: the name of another rule, with its default thresholds; None: the run's own.
         ladder_to: the last step at which steps are slowed down or held as the recovery ladder did then.
+        data: the folder or URL of the log, if it is not the configuration's own.
 
     Raises:
         InputError: if the capsule has no configuration, or it or the rule's name cannot be used.
     """
-    config = config_of(capsule)
+    config = config_of(capsule, data)
     if rule is not None:
         config = config.model_copy(update={"rule": _rule(rule)})
     parts = assemble(config, load_log(config.data))
     return Rebuilt(config, parts.window, _training(parts, ladder_to))
 
 
-def config_of(capsule: Capsule) -> RunConfig:
+def config_of(capsule: Capsule, data: str | None = None) -> RunConfig:
     """Return the run's configuration.
 
+    Args:
+        capsule: with a configuration in it.
+        data: the folder or URL of the log, if it is not the configuration's own.
+
     Raises:
-        InputError: if there is none, or it is not a run's.
+        InputError: if there is none, it is not a run's, or it names a URL and ``data`` does not.
     """
     if capsule.config is None:
         raise InputError(
@@ -134,7 +145,16 @@ def config_of(capsule: Capsule) -> RunConfig:
         table = tomllib.loads(capsule.config)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{capsule.folder}/config.toml is not TOML: {error}") from None
-    return parse(RunConfig, table, f"{capsule.folder}/config.toml")
+    config = parse(RunConfig, table, f"{capsule.folder}/config.toml")
+    if data is not None:
+        table = config.model_dump(exclude_none=True)
+        return parse(RunConfig, {**table, "data": {**table["data"], "source": data}}, "--data")
+    if is_url(config.data.source):  # a capsule may come from anybody, and opening one asks machines of the network
+        raise InputError(
+            f"{capsule.folder}/config.toml has data.source {config.data.source!r}, and URLs are not opened for "
+            "a capsule; name the log yourself: --data"
+        )
+    return config
 
 
 def _rule(name: str) -> RuleConfig:
