@@ -92,6 +92,11 @@ class Loop:
         )
 
     def step(self, alarm: Sign | None = None, *, spoil: float = 0.0) -> Action:
+        self.train(spoil)
+        return self.recovery.step(alarm)
+
+    def train(self, spoil: float = 0.0) -> None:
+        """Take a step without telling the recovery."""
         _, batch = next(self.loader)
         noise = float(np.random.normal()) * random.random()  # noqa: NPY002 - the global one is what rolls back
         loss = (self.model(batch.dense)[:, 0] + 0.1 * noise - batch.labels[:, 3] + spoil).square().mean()
@@ -103,7 +108,6 @@ class Loop:
         for scheduler in self.schedulers:
             scheduler.step()
         self.detector.shown += 1
-        return self.recovery.step(alarm)
 
     def run(self, steps: int) -> list[Action]:
         return [self.step() for _ in range(steps)]
@@ -395,6 +399,85 @@ def test_without_the_last_rung_it_goes_on(folder: Path):
     loop.run(44)
     assert loop.step(Sign(43, "auc")) is Action.NONE
     assert moved(loop)
+
+
+# Called from an optimizer's hook
+
+
+HOOKED: dict[str, Callable[[nn.Sequential], list[Optimizer]]] = {
+    "Clippy": lambda model: [surefoot.ClippyAdagrad(model.parameters(), 0.1)],
+    "Adam": lambda model: [torch.optim.Adam(model.parameters(), 0.01)],
+    "surefoot and torch": pair,
+}
+
+
+SIGNS = {33: Sign(33, "clip_ratio"), 75: Sign(74, "auc")}  # by the batch on which it is told
+
+
+def told_from_a_hook(folder: Path, make: Callable[[nn.Sequential], list[Optimizer]], hook: str, clip: str) -> Loop:
+    """Slow down, save meanwhile, roll back; the last optimizer's hook, and Clippy, are put on before the recovery or
+    after it.
+    """
+    loops: list[Loop] = []
+    told = 0
+
+    def tell(*_: object) -> None:
+        nonlocal told
+        loops[0].recovery.step(SIGNS.get(told))
+        told += 1
+
+    def attach(when: str, optimizer: Optimizer) -> None:
+        if hook == when:
+            optimizer.register_step_post_hook(tell)
+        if clip == when and isinstance(optimizer, torch.optim.Adam):
+            surefoot.clip_updates(optimizer, surefoot.Clippy(relative=1e-3, absolute=1e-4))
+
+    def made(model: nn.Sequential) -> list[Optimizer]:
+        optimizers = make(model)
+        attach("before", optimizers[-1])
+        return optimizers
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    ladder = Ladder(skip=False, roll_back=replace(AT_ONCE, hold=2), confirm=10)
+    loops.append(Loop(folder, ladder, make=made, schedulers=()))
+    loops[0].schedulers = []  # a rate that is set between the hook and the call after the step is another one
+    attach("after", loops[0].optimizers[-1])
+    for batch in range(100):
+        loops[0].train()
+        if hook == "none":
+            loops[0].recovery.step(SIGNS.get(batch))
+    return loops[0]
+
+
+@over("make", HOOKED)
+@over("clip", {"clipped before": "before", "clipped after": "after"})
+def test_told_from_a_hook_it_does_the_same_wherever_the_hook_is(
+    make: Callable[[nn.Sequential], list[Optimizer]], clip: str, folder: Path
+):
+    plain = told_from_a_hook(folder / "none", make, "none", clip)
+    assert plain.told == ["alarm", "slowed", "alarm", "rolled_back", "released"]
+    for hook in ("before", "after"):
+        hooked = told_from_a_hook(folder / hook, make, hook, clip)
+        assert hooked.events == plain.events
+        assert equal(hooked.state()["model"], plain.state()["model"])
+        assert equal(hooked.state()["optimizers"], plain.state()["optimizers"])
+        for path, other in zip(
+            *(sorted((each / "checkpoints").iterdir()) for each in (folder / "none", folder / hook)), strict=True
+        ):
+            saved, expected = hooked.recovery.checkpoints.load(other), plain.recovery.checkpoints.load(path)
+            assert equal(saved["optimizers"], expected["optimizers"])
+            assert equal(saved["model"], expected["model"])
+
+
+def test_told_to_stop_from_a_hook_it_says_so_after_the_next_step(folder: Path):
+    loop = Loop(folder, Ladder(slow=None, roll_back=None))
+    done: list[Action] = []
+    alarms = iter([None, Sign(1), None, None])
+    loop.optimizers[-1].register_step_post_hook(lambda *_: done.append(loop.recovery.step(next(alarms))))
+    for _ in range(4):
+        loop.train()
+    assert done == [Action.NONE, Action.NONE, Action.STOP, Action.STOP]
 
 
 # From rung to rung

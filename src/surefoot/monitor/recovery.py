@@ -25,8 +25,8 @@ _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 class Recovery:
     """Brings a run back from a divergence by itself.
 
-    Call ``step`` once after the optimizers' steps, with the detector's alarm if there is one. The rungs, each of which
-    the ladder can leave out:
+    Call ``step`` once after the optimizers' steps, with the detector's alarm if there is one; or from a post-step hook
+    of the last of them, wherever among its hooks. The rungs, each of which the ladder can leave out:
 
     1. A step whose gradients are not finite is skipped, by selection, by all optimizers together.
     2. On an early signal the steps become smaller for a while, by a factor that no scheduler sees or overwrites.
@@ -105,6 +105,9 @@ class Recovery:
         self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
         self._parts: dict[str, Any] = {"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor}
         self._throttle = Throttle(several)
+        self._throttle.on_end = self._end_step
+        self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
+        self._done = Action.NONE  # about the last of those
         self._skips = SkipRung(several) if ladder.skip else None
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
@@ -152,11 +155,15 @@ class Recovery:
     def step(self, alarm: Alarm | None = None) -> Action:
         """Take note of one training step; do what the ladder says.
 
+        Called by a hook in the middle of an optimizer's step, it acts at the end of that step, after all other hooks:
+        until then weights may still change, and rates are the lowered ones.
+
         Args:
             alarm: what the detector has raised, about this step or the one before; None: nothing new.
 
         Returns:
-            What was done; ``Action.STOP`` means that the loop should end.
+            What was done; in the middle of a step: at the end of the one before. ``Action.STOP`` means that the loop
+            should end.
 
         Raises:
             InputError: if the folder has checkpoints of an earlier run and ``resume`` was not called.
@@ -166,6 +173,24 @@ class Recovery:
                 f"folder {self.journal.path.parent} has checkpoints of an earlier run; expected resume() before the "
                 "first step, or a new folder"
             )
+        if self._throttle.in_step:
+            self._waiting.append(alarm)
+            return self._done
+        return self._act(alarm)
+
+    def close(self) -> None:
+        """Take the hooks off the optimizers."""
+        self._throttle.remove()
+        if self._skips is not None:
+            self._skips.remove()
+
+    def _end_step(self) -> None:
+        """Act on what was told in the middle of the step that has just ended."""
+        waiting, self._waiting = self._waiting, []
+        for alarm in waiting:
+            self._done = self._act(alarm)
+
+    def _act(self, alarm: Alarm | None) -> Action:
         state = self._state
         state.steps += 1
         if state.stopped:
@@ -194,12 +219,6 @@ class Recovery:
         elif state.steps >= state.deadline:
             return self._climb(state.onset, "", f"no better {self.ladder.patience} steps later")
         return Action.NONE
-
-    def close(self) -> None:
-        """Take the hooks off the optimizers."""
-        self._throttle.remove()
-        if self._skips is not None:
-            self._skips.remove()
 
     # When nothing is wrong
 

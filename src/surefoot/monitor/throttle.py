@@ -55,7 +55,8 @@ class Throttle:
     begins, and taken off when it ends: schedulers, checkpoints and logs never see it, and a rate that a scheduler sets
     is multiplied all the same. What a rule measures is told as by the configured rule at the lowered rate. A factor
     of 1 touches nothing. While ``held``, a step sees no gradients, so that neither weights nor state nor step counters
-    change.
+    change. ``on_end`` is called after each step of each optimizer, when everything is as between steps again: its other
+    hooks have run, and what was lowered or hidden is back.
 
     Args:
         optimizers: surefoot's or torch's, with ``clip_updates`` on them or without, attached before or after.
@@ -78,6 +79,7 @@ class Throttle:
                 raise ValueError(f"optimizers has a group without 'lr', {sorted(group)}; expected a learning rate")
         self.factor = 1.0
         self.held = False
+        self.on_end: Callable[[], object] = lambda: None
         self._undo: dict[int, list[Callable[[], None]]] = {}  # by optimizer, between the hooks
         self._measured: dict[Tensor, Tensor] = {}  # as told to whoever asks
         self._hooks = []
@@ -93,6 +95,11 @@ class Throttle:
         """Take the hooks off: every step is whole again."""
         for hook in self._hooks:
             hook.remove()
+
+    @property
+    def in_step(self) -> bool:
+        """Whether an optimizer is in the middle of a step: one of its hooks asks. A step that raised counts as well."""
+        return bool(self._undo)
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,6 +120,7 @@ class Throttle:
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._restore(optimizer)
+        self.on_end()
 
     def _restore(self, optimizer: Optimizer) -> None:
         for undo in self._undo.pop(id(optimizer), []):
