@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
-from torchmetrics.functional.classification import binary_auroc
 
 from surefoot.data.schema import Task, TaskKind
 
@@ -22,19 +21,14 @@ class Interval(NamedTuple):
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """Return the area under the ROC curve; NaN where the labels have one class or a score is not finite.
+    """Return the area under the ROC curve, ties counted half; NaN where there is one class or a score is not finite.
 
     >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
     0.75
     >>> auc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 0.0]))
     nan
     """
-    if not 0 < labels.sum() < len(labels) or not scores.isfinite().all():
-        return math.nan
-    ranks = torch.unique(scores, return_inverse=True)[
-        1
-    ].double()  # exact at any scale, where a sigmoid would merge scores
-    return binary_auroc(ranks / ranks.max().clamp(min=1), labels.int(), validate_args=False).item()
+    return grouped_auc(scores, labels, labels.new_zeros(labels.shape, dtype=torch.int64))
 
 
 def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> float:

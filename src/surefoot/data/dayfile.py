@@ -209,9 +209,9 @@ def empty(schema: Schema, rows: int) -> Batch:
     """Return room for so many rows of a log, their values undefined."""
     ids = sum(column.width for column in schema.categorical)
     return Batch(
-        torch.empty(rows, ids, dtype=torch.int32),
-        torch.empty(rows, len(schema.dense)),
-        torch.empty(rows, len(schema.tasks)),
+        torch.empty(rows, ids, dtype=torch.int32, device="cpu"),
+        torch.empty(rows, len(schema.dense), dtype=torch.float32, device="cpu"),
+        torch.empty(rows, len(schema.tasks), dtype=torch.float32, device="cpu"),
     )
 
 

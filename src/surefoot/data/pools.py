@@ -59,17 +59,22 @@ class Pool:
         """Return the rows of each batch from ``first`` on, (batch_size,) int64, as places in the pool."""
         generator, size, last = Generator().manual_seed(self.seed), self.batch_size, self.steps - 1
         if self.draw is Draw.ONCE:
-            order = torch.randperm(self.rows, generator=generator)[self.share.start : self.share.stop]
+            order = torch.randperm(self.rows, generator=generator, dtype=torch.int64, device="cpu")[
+                self.share.start : self.share.stop
+            ]
             ends = (size * (step + 1) if step < last else len(order) for step in range(first, self.steps))
             return (order[size * step : end] for step, end in enumerate(ends, first))
         for _ in range(first):
-            torch.randint(self.rows, (size,), generator=generator)
-        return (torch.randint(self.rows, (size,), generator=generator) for _ in range(first, self.steps))
+            torch.randint(self.rows, (size,), generator=generator, dtype=torch.int64, device="cpu")
+        return (
+            torch.randint(self.rows, (size,), generator=generator, dtype=torch.int64, device="cpu")
+            for _ in range(first, self.steps)
+        )
 
     def numbers(self, places: Tensor) -> Tensor:
         """Return the row numbers in the log of places in the pool, (places,) int64."""
-        starts = torch.tensor([stretch.start for stretch in self.stretches])
-        ends = torch.tensor([len(stretch) for stretch in self.stretches]).cumsum(0)
+        starts = torch.tensor([stretch.start for stretch in self.stretches], dtype=torch.int64, device="cpu")
+        ends = torch.tensor([len(stretch) for stretch in self.stretches], dtype=torch.int64, device="cpu").cumsum(0)
         shifts = starts - torch.cat([ends.new_zeros(1), ends[:-1]])
         return places + shifts[torch.bucketize(places, ends, right=True)]
 
@@ -151,7 +156,7 @@ class Visit:
         generator = _generator("circle", self.seed, self.day, self.rank, index)
         circle = 2 * _shuffled(room.row_groups(self.window), generator)
         rows = min(room.rows, max(steps * self.batch_size, _ROW_GROUPS * room.row_group))
-        start = int(torch.randint(len(self.window), (), generator=generator))
+        start = int(torch.randint(len(self.window), (), generator=generator, dtype=torch.int64, device="cpu"))
         return stretches_at(circle, range(start, start + rows))
 
 
@@ -191,7 +196,9 @@ def read_ahead(plans: Iterable[P], read: Callable[[P], R]) -> Iterator[R]:
 
 
 def _shuffled(groups: list[range], generator: Generator) -> list[range]:
-    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return [
+        groups[i] for i in torch.randperm(len(groups), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    ]
 
 
 def _generator(purpose: str, *numbers: int) -> Generator:

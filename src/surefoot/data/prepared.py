@@ -260,7 +260,8 @@ class PreparedLog:
     def take(self, rows: Tensor) -> Batch:
         """Read rows by number, (rows,) int64, in their order: slowly, since whole row groups are read for them."""
         groups = self.row_groups(range(self.starts[-1]))
-        group_of = torch.bucketize(rows, torch.tensor([group.stop for group in groups]), right=True)
+        ends = torch.tensor([group.stop for group in groups], dtype=torch.int64, device="cpu")
+        group_of = torch.bucketize(rows, ends, right=True)
         touched = group_of.unique().tolist()
         room = empty(self.schema, len(rows))
         for i, table in zip(touched, self._tables([groups[i] for i in touched], self._names), strict=True):

@@ -158,14 +158,19 @@ class Log:
                 raise InputError(f"{self.name}: day {day} has no rows; expected at least one in every day partition")
         names = [task.name for task in self.schema.tasks]
         self._refuse(~self.rows.dense.isfinite(), list(self.schema.dense), "non-finite values", "finite numbers")
-        masked = torch.tensor([task.masked for task in self.schema.tasks]) & self.rows.labels.isnan()
+        masked = (
+            torch.tensor([task.masked for task in self.schema.tasks], dtype=torch.bool, device="cpu")
+            & self.rows.labels.isnan()
+        )
         self._refuse(~(self.rows.labels.isfinite() | masked), names, "non-finite labels", "finite numbers")
         per_column = [column for column in self.schema.categorical for _ in range(column.width)]
-        sizes = torch.tensor([column.rows for column in per_column])
+        sizes = torch.tensor([column.rows for column in per_column], dtype=torch.int64, device="cpu")
         outside = (self.rows.categorical < 0) | (self.rows.categorical >= sizes)
         columns = [column.name for column in per_column]
         self._refuse(outside, columns, "ids out of range", "ids from 0 to the column's rows - 1")
-        binary = torch.tensor([task.kind is TaskKind.BINARY for task in self.schema.tasks])
+        binary = torch.tensor(
+            [task.kind is TaskKind.BINARY for task in self.schema.tasks], dtype=torch.bool, device="cpu"
+        )
         odd = binary & ~masked & (self.rows.labels != 0) & (self.rows.labels != 1)
         self._refuse(odd, names, "labels other than 0 and 1", "0 or 1 for a binary task")
 

@@ -45,7 +45,8 @@ class FeatureEmbedding(nn.Module):
         widths = [1] * len(rows) if widths is None else list(widths)
         if len(widths) != len(rows) or min(widths, default=1) < 1:
             raise ValueError(f"widths is {widths}; expected {len(rows)} whole numbers, 1 or above")
-        sizes, places = torch.tensor([list(rows), widths], dtype=torch.int64)
+        here = torch.get_default_device()  # where the table is made too
+        sizes, places = torch.tensor([list(rows), widths], dtype=torch.int64, device=here)
         self.register_buffer("first", (sizes.cumsum(0) - sizes).repeat_interleave(places), persistent=False)
         self.register_buffer("begins", places.cumsum(0) - places, persistent=False)
         self.register_buffer("filled", (places > 1).repeat_interleave(places), persistent=False)
@@ -61,7 +62,7 @@ class FeatureEmbedding(nn.Module):
             return self.table(ids + self.first)
         values = ~self.filled | (ids != 0)
         before = values.flatten().cumsum(0) - values.flatten().long()  # how many values come before each place
-        begins = torch.arange(0, ids.numel(), ids.shape[1], device=ids.device)[:, None] + self.begins
+        begins = torch.arange(0, ids.numel(), ids.shape[1], dtype=torch.int64, device=ids.device)[:, None] + self.begins
         # taking the values out waits for an accelerator, as sparse gradients do; padding_idx takes twice as long
         return self.table((ids + self.first)[values], before[begins.flatten()]).unflatten(0, begins.shape)
 

@@ -164,7 +164,7 @@ def _by_task(
 def _by_column(x: Tensor, grad: Tensor) -> _Part:
     """Return the parts of an input's columns, its last dimension; of one dimension all is a column."""
     x, grad = (each.detach().reshape(-1, each.shape[-1] if each.ndim > 1 else 1).T for each in (x, grad))
-    return _part(torch.arange(len(x), device=x.device), x, grad)
+    return _part(torch.arange(len(x), dtype=torch.int64, device=x.device), x, grad)
 
 
 def _by_row(table: Tensor, grad: Tensor) -> _Part:

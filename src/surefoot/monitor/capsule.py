@@ -324,7 +324,7 @@ def _stacked(values: Iterable[Tensor | float]) -> list[Tensor]:
     alike: list[list[Tensor]] = []
     device = None
     for value in values:
-        tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
         if device != tensor.device:
             device = tensor.device
             alike.append([])

@@ -48,10 +48,10 @@ class Record:
             return
         if not found or not keys:
             if self._ranks > 1:
-                self.add(kind, keys, torch.full((len(keys),), ABSENT), combine)
+                self.add(kind, keys, torch.full((len(keys),), ABSENT, dtype=torch.float32, device="cpu"), combine)
             return
         here = next(iter(found.values())).device
-        nothing = torch.full((), ABSENT, device=here)
+        nothing = torch.full((), ABSENT, dtype=torch.float32, device=here)
         values = [found[key].float().to(here, non_blocking=True) if key in found else nothing for key in keys]
         self.add(kind, keys, torch.stack(values), combine)
 
@@ -78,7 +78,9 @@ class Reading:
         self._names, self._combine, self._values = names, combine, values
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
-            self._values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+            self._values = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
+                values, non_blocking=True
+            )
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -87,7 +89,10 @@ class Reading:
         if self._event is not None:
             self._event.synchronize()
         ranks = [without_unseen(self._names, values) for values in self._values.tolist()]
-        values = ranks[0] if len(ranks) == 1 else over_ranks(torch.tensor(ranks), torch.tensor(self._combine)).tolist()
+        values = ranks[0]
+        if len(ranks) > 1:
+            combine = torch.tensor(self._combine, dtype=torch.int64, device="cpu")
+            values = over_ranks(torch.tensor(ranks, dtype=torch.float32, device="cpu"), combine).tolist()
         return [(name, value) for name, value in zip(self._names, values, strict=True) if value != ABSENT]
 
 

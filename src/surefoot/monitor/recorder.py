@@ -292,7 +292,7 @@ class Monitor:
                 )
         binary = tuple(self._binary[task] for task in tasks)
         if self._last_kinds is None or (self._last_kinds.binary, self._last_kinds.mask.device) != (binary, device):
-            self._last_kinds = Kinds(binary, torch.tensor(binary, device=device))
+            self._last_kinds = Kinds(binary, torch.tensor(binary, dtype=torch.bool, device=device))
         return self._last_kinds
 
 

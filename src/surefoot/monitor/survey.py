@@ -77,7 +77,7 @@ def step_of(look: Look) -> Step:
 def survey(looks: Sequence[Look], clippy: Clippy = Clippy()) -> Survey:
     """Return the moments of the steps and what a Clippy rule measures of them."""
     if not looks:
-        return Survey([], torch.empty(0), clippy)
+        return Survey([], kernel.floats(0), clippy)
     moments: dict[int, Moments] = {}
     measures: dict[int, Tensor] = {}
     fast: dict[bool, list[int]] = {}
@@ -147,9 +147,8 @@ def l2_norms(grads: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm([wide(g) for g in grads])) if grads else []  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _inverse(scale: float | Tensor) -> Tensor:
+def _inverse(scale: Tensor) -> Tensor:
     """Return 1 / scale, 0 where it is 0."""
-    scale = torch.as_tensor(scale)
     return torch.where(scale == 0, 0.0, 1 / scale)
 
 
@@ -164,18 +163,21 @@ def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Te
     rows = [prod(shape[:-1]) if len(shape) > 1 else shape.numel() for shape in shapes]
     widths = [shape[-1] if len(shape) > 1 else 1 for shape in shapes]
     backs = torch.cat([_back(look).reshape(-1) for look in looks])
-    found = torch.empty(7, sum(rows))
+    found = kernel.floats(7, sum(rows))
     sizes = [array("q", rows), array("q", widths)]
     _call("surefoot_survey", looks, clippy, sizes, [backs, found], ctypes.c_int64(found.shape[1]))
-    least = torch.segment_reduce(found[6], "min", lengths=torch.tensor(rows), unsafe=True)
+    least = torch.segment_reduce(
+        found[6], "min", lengths=torch.tensor(rows, dtype=torch.int64, device="cpu"), unsafe=True
+    )
     pieces = found.split(rows, dim=1)
     return [Moments(shape, p[:3], p[3:6]) for shape, p in zip(shapes, pieces, strict=True)], least
 
 
 def _ratios_by_kernel(looks: Sequence[Look], clippy: Clippy) -> Tensor:
     """Return Clippy's measures, (layers,); all looks under Adagrad, or none; one factor for each."""
-    scales = torch.stack([look.sigma for look in looks]).float() * torch.tensor([float(look.lr) for look in looks])
-    backs, ratios = scales if looks[0].adagrad else _inverse(scales), torch.empty(len(looks))
+    rates = torch.tensor([float(look.lr) for look in looks], dtype=torch.float32, device="cpu")
+    scales = torch.stack([look.sigma for look in looks]).float() * rates
+    backs, ratios = scales if looks[0].adagrad else _inverse(scales), kernel.floats(len(looks))
     _call("surefoot_ratios", looks, clippy, [array("q", [look.weight.numel() for look in looks])], [backs, ratios])
     return ratios
 

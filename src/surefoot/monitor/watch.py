@@ -152,7 +152,7 @@ class Watch:
         grad = p.grad
         assert grad is not None
         terms = _adagrad_terms(self._optimizer, group)
-        sigma = self._of_rule("clip_factors").get(p, torch.ones((), device=p.device))
+        sigma = self._of_rule("clip_factors").get(p, torch.ones((), dtype=torch.float32, device=p.device))
         if terms is not None:
             if "sum" not in self._optimizer.state[p]:
                 return None

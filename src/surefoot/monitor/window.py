@@ -166,13 +166,13 @@ def auc(outputs: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
     positives = (labels * seen > 0.5).sum()
     pairs = positives * (seen.sum().long() - positives)
     wins = wins - positives * (positives - 1)  # a positive that comes first is no win, in either order
-    return torch.where(pairs > 0, wins / (2 * pairs), ABSENT).float()
+    return torch.where(pairs > 0, wins.float() / (2 * pairs).float(), ABSENT)
 
 
 def _wins(keys: Tensor, *, positive: int) -> Tensor:
     """Return how many keys come before each positive, in all; what was not seen comes last."""
     order = _sorted(keys)
-    return (torch.arange(len(order), device=order.device) * ((order & 3) == positive)).sum()
+    return (torch.arange(len(order), dtype=torch.int64, device=order.device) * ((order & 3) == positive)).sum()
 
 
 def _sorted(keys: Tensor) -> Tensor:

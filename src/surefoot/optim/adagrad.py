@@ -313,12 +313,10 @@ def _kernel_step(items: Sequence[Item]) -> Tensor:
     """Step tensors of equal options; return Clippy's measure of each, 0-d for one tensor, (tensors,) for several."""
     options = items[0].options
     rule, lr = options.rule, float(options.lr)
-    ratios = torch.empty(len(items))
-    kernel.clippy_adagrad(
+    ratios = kernel.clippy_adagrad(
         [item.param for item in items],
         [item.grad for item in items],
         [item.total for item in items],
-        ratios,
         lr=lr,
         relative=rule.relative if isinstance(rule, Clippy) else 0.0,  # inf times a zero weight would be NaN
         absolute=rule.absolute if isinstance(rule, Clippy) else torch.inf,

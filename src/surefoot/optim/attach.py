@@ -191,9 +191,8 @@ class ClipHandle:
             if isinstance(rule, Clippy) and kernel.fits(rule) and kernel.takes(param, before.weight):
                 alike.setdefault(rule, []).append(param)
         for rule, params in alike.items():
-            ratios = torch.empty(len(params))
             olds = [self._before.pop(param).weight for param in params]
-            kernel.clip_moves(params, olds, ratios, relative=rule.relative, absolute=rule.absolute)
+            ratios = kernel.clip_moves(params, olds, relative=rule.relative, absolute=rule.absolute)
             self._measures |= zip(params, ratios.unbind(), strict=True)
             self._factors |= zip(params, rule.factor(ratios).unbind(), strict=True)
 
@@ -243,7 +242,9 @@ class ClipHandle:
             return
         plain = self._nonfinite is NonFinite.SKIP_STEP and kernel.takes(*(grad for _, grad in held))
         grads = [grad for _, grad in held]
-        flags = [torch.tensor(not kernel.all_finite(grads))] if plain else not_finite(grads)
+        flags = (
+            [torch.tensor(not kernel.all_finite(grads), dtype=torch.bool, device="cpu")] if plain else not_finite(grads)
+        )
         theirs: Tensor | None = getattr(self._optimizer, "found_inf", None)
         if self._nonfinite is NonFinite.SKIP_STEP and honours_found_inf(self._optimizer):
             theirs = self._found_inf[1] if self._found_inf else theirs  # a closure may be called again

@@ -61,7 +61,11 @@ def restore_types(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if key in state_dict["state"]:
             state, old = optimizer.state[param], state_dict["state"][key]
             state["sum"] = _like(old["sum"], param).clone(memory_format=torch.preserve_format)
-            step = old["step"] if isinstance(old["step"], Tensor) else torch.tensor(float(old["step"]))
+            step = (
+                old["step"]
+                if isinstance(old["step"], Tensor)
+                else torch.tensor(float(old["step"]), dtype=torch.float32, device="cpu")
+            )
             state["step"] = step.to(device=param.device, dtype=torch.float32).clone()
 
 

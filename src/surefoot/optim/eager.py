@@ -185,7 +185,8 @@ class _Gathered(Move):
     def measure(self) -> Tensor:
         first = self.items[0]
         rule = self.options.rule
-        self.lengths = torch.tensor([item.param.numel() for item in self.items], device=first.param.device)
+        sizes = [item.param.numel() for item in self.items]
+        self.lengths = torch.tensor(sizes, dtype=torch.int64, device=first.param.device)
         self.piece = _Piece(*map(_flatten_dense_tensors, list(zip(*self.items, strict=True))[:3]))
         grad = _prepare(self.piece, first)
         if self.options.accumulate is Accumulate.BEFORE:

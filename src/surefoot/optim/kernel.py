@@ -70,7 +70,6 @@ def clippy_adagrad(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor],
     sums: Sequence[Tensor],
-    ratios: Tensor,
     *,
     lr: float,
     relative: float,
@@ -79,14 +78,13 @@ def clippy_adagrad(
     decay: float,
     maximize: bool,
     optimistic: bool,
-) -> None:
-    """Take one step on all tensors, in place.
+) -> Tensor:
+    """Take one step on all tensors, in place; return Clippy's measure of each, (tensors,) float32.
 
     Args:
         weights: tensors that the kernel takes.
         grads: of the same shapes, left as they are.
         sums: the accumulators, likewise.
-        ratios: (tensors,) float32, receives Clippy's measure of each tensor.
         lr: the learning rate.
         relative: Clippy's.
         absolute: Clippy's; with inf nothing is clipped.
@@ -95,30 +93,38 @@ def clippy_adagrad(
         maximize: go up the gradient.
         optimistic: apply while measuring and step back where it clips, instead of measuring first.
     """
-    numbers = (lr, relative, absolute, eps, decay, -1.0 if maximize else 1.0)
-    ratio = ctypes.c_void_p(ratios.data_ptr())
-    _call("surefoot_clippy_adagrad", weights, grads, sums, more=[ratio, *map(ctypes.c_float, numbers), int(optimistic)])
+    numbers = map(ctypes.c_float, (lr, relative, absolute, eps, decay, -1.0 if maximize else 1.0))
+    ratios = floats(len(weights))
+    more = [ctypes.c_void_p(ratios.data_ptr()), *numbers, int(optimistic)]
+    _call("surefoot_clippy_adagrad", weights, grads, sums, more=more)
+    return ratios
 
 
-def clip_moves(
-    weights: Sequence[Tensor], olds: Sequence[Tensor], ratios: Tensor, *, relative: float, absolute: float
-) -> None:
+def clip_moves(weights: Sequence[Tensor], olds: Sequence[Tensor], *, relative: float, absolute: float) -> Tensor:
     """Take the moves from ``olds`` to ``weights`` back, in place, as far as Clippy bounds them.
+
+    Returns Clippy's measure of each tensor, (tensors,) float32.
 
     Args:
         weights: tensors that the kernel takes, after a step; those of factor 1 stay as they are, bit for bit.
         olds: the same before the step.
-        ratios: (tensors,) float32, receives Clippy's measure of each tensor.
         relative: Clippy's.
         absolute: Clippy's.
     """
-    ratio = ctypes.c_void_p(ratios.data_ptr())
-    _call("surefoot_clip_moves", weights, olds, more=[ratio, ctypes.c_float(relative), ctypes.c_float(absolute)])
+    ratios = floats(len(weights))
+    more = [ctypes.c_void_p(ratios.data_ptr()), ctypes.c_float(relative), ctypes.c_float(absolute)]
+    _call("surefoot_clip_moves", weights, olds, more=more)
+    return ratios
 
 
 def fits(rule: Rule) -> bool:
     """Return whether the kernel does what this rule says, and all of it."""
     return type(rule) is NoClip or (type(rule) is Clippy and not rule.accumulator_relative)
+
+
+def floats(*shape: int) -> Tensor:
+    """Return memory for the kernel to write into: float32 on the CPU, whatever torch's default type and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:

@@ -70,7 +70,7 @@ class Skips:
         if self._flagged is None:
             self._flagged = torch.zeros_like(skipped, dtype=torch.int64)
             if self._flagged.device.type == "cuda":
-                self._seen = torch.zeros((), dtype=torch.int64, pin_memory=True)
+                self._seen = torch.zeros((), dtype=torch.int64, device="cpu", pin_memory=True)
             elif self._flagged.device.type == "cpu":
                 self._seen = self._flagged
         self._flagged += skipped.to(self._flagged.device)

@@ -18,7 +18,7 @@ import polars as pl
 from surefoot.settings import dump
 from surefoot.study.config import StudyConfig
 
-_PACKAGES = ("surefoot", "torch", "numpy", "polars", "torchmetrics")
+_PACKAGES = ("surefoot", "torch", "numpy", "polars")
 
 
 @dataclass(frozen=True)

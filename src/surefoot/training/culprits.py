@@ -151,7 +151,7 @@ class _Search:
         unusual = strangeness(batch, before, self.training.columns)
         order = sorted(range(count), key=lambda i: -unusual.rank[i])
         found, complete = self._necessary(signal, blamed, batch, order)
-        kept = torch.tensor(sorted(set(range(count)) - set(found)), dtype=torch.int64)
+        kept = torch.tensor(sorted(set(range(count)) - set(found)), dtype=torch.int64, device="cpu")
         without = self._value(signal, blamed, self.take(batch, kept)) if len(kept) else math.nan
         return Bisection(
             event=self.records[-1].step,
@@ -177,7 +177,9 @@ class _Search:
 
         def avoided(removed: list[int]) -> bool:
             kept = sorted(set(range(count)) - set(removed))
-            return not kept or self._avoided(signal, blamed, self.take(batch, torch.tensor(kept, dtype=torch.int64)))
+            return not kept or self._avoided(
+                signal, blamed, self.take(batch, torch.tensor(kept, dtype=torch.int64, device="cpu"))
+            )
 
         while not (needed and avoided(needed)):
             low, high = 0, len(order)  # removing order[:low] does not help, removing order[:high] does

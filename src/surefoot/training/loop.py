@@ -176,24 +176,24 @@ def _constant_losses_of_seen(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
     seen = ~labels.isnan()
     count = seen.sum(0)
     mean = torch.where(seen, labels, 0.0).sum(0) / count
-    least = 1 / count.clamp(min=2)
+    least = 1 / count.clamp(min=2).to(labels.dtype)
     rate = mean.clamp(least, 1 - least)
     entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
     variance = torch.where(seen, labels - mean, 0.0).square().sum(0) / count
     constant = torch.where(_binary(tasks, labels), entropy, variance.clamp(min=torch.finfo(labels.dtype).tiny))
-    masked = torch.tensor([task.masked for task in tasks], device=labels.device)
+    masked = torch.tensor([task.masked for task in tasks], dtype=torch.bool, device=labels.device)
     return torch.where(masked & (count < ENOUGH), torch.inf, constant)
 
 
 def _binary(tasks: tuple[Task, ...], beside: Tensor) -> Tensor:
-    return torch.tensor([task.kind is TaskKind.BINARY for task in tasks], device=beside.device)
+    return torch.tensor([task.kind is TaskKind.BINARY for task in tasks], dtype=torch.bool, device=beside.device)
 
 
 def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tensor:
     """Return the clip factor of each parameter, averaged over its units, (params,); 1 where there is none."""
     factors = optimizer.clip_factors() if isinstance(optimizer, Adagrad) else {}
     means = [factors[p].mean() if p in factors else p.new_ones(()) for p in params]
-    return torch.stack(means) if means else torch.empty(0)
+    return torch.stack(means) if means else torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _diverged(detector: Detector, row: dict[str, float | int | str], judged: list[Task]) -> bool:

@@ -125,7 +125,7 @@ def _columns(batch: Plain, names: Mapping[str, Sequence[str]]) -> tuple[list[str
                 else [f"{path}[:, {i}]" if several else path for i in range(flat.shape[1])]
             )
             parts.append(flat)
-    return found, torch.cat(parts, 1) if parts else torch.zeros(count, 0, dtype=torch.float64)
+    return found, torch.cat(parts, 1) if parts else torch.zeros(count, 0, dtype=torch.float64, device="cpu")
 
 
 def _tensors(tree: Plain, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
