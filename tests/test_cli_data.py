@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from properties import over
@@ -65,6 +66,10 @@ def test_look_write_prepare_add(folder: Path):
         "a schema of one's own": (["prepare", "criteo", "log", "--schema", "schema.toml"], "expected none, criteo has"),
         "no such folder": (["check", "nowhere"], "nowhere is not there; expected a folder or a file of a log"),
         "no such schema": (["check", "log", "--schema", "no.toml"], "no.toml does not exist; expected a TOML file"),
+        "a schema and a suggestion": (
+            ["check", "log", "--schema", "schema.toml", "--suggest", "new.toml"],
+            "--suggest new.toml is given with --schema schema.toml; expected one",
+        ),
         "a file in the way": (["check", "log", "--suggest", "schema.toml"], "schema.toml exists; expected a new file"),
         "something else in the way": (
             ["prepare", "log", "log", "--schema", "schema.toml", "--out", "log"],
@@ -83,6 +88,27 @@ def test_a_file_without_rows_is_passed_over_and_told(folder: Path):
     (folder / "log" / "0.csv").write_text("date,user_id,is_click\n")
     assert "600 rows on 3 days can be used." in said("check", "log", "--schema", "schema.toml")
     assert "log/0.csv has no rows." in said("prepare", "log", "log", "--schema", "schema.toml", "--out", "out")
+
+
+def test_the_tables_are_no_wider_than_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("surefoot.cli_data.console", Console(width=80))
+    labels = [f"is_liked_{i}" for i in range(9)]
+    lines = [
+        ",".join([f"2024-05-0{i % 3 + 1}", str(i % 50), *(str(i % (k + 2) // (k + 1)) for k in range(9))])
+        for i in range(300)
+    ]
+    (folder / "log" / "1.csv").write_text("\n".join([",".join(["date", "user_id", *labels]), *lines, ""]))
+    for name in ("2.csv", "3.csv"):
+        (folder / "log" / name).unlink()
+    schema = SCHEMA.split("[[label]]")[0] + "".join(f'\n[[label]]\nname = "{label}"\n' for label in labels)
+    schema += '\n[[dense]]\nname = "count"\ncolumn = "user_id"\ntransform = "log1p"\n'
+    (folder / "schema.toml").write_text(schema.replace("is_click", "is_liked_0"))
+    shown = said("check", "log", "--schema", "schema.toml")
+    tables = shown.split("Look at this")[0]
+    assert "…" not in tables
+    assert all(label in tables for label in labels)
+    assert "columns; numbers as after clip and transform" in tables
+    assert "dense, log1p" in tables
 
 
 def test_a_leak_is_refused_with_its_reason(folder: Path):

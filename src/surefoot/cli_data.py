@@ -39,6 +39,9 @@ def check(
     from surefoot.data import reader
     from surefoot.data.profile import profile
 
+    if suggest is not None and (schema is not None or source is not None):
+        given = f"--schema {schema}" if schema is not None else f"--source {source}"
+        raise InputError(f"--suggest {suggest} is given with {given}; expected one: the log is described already")
     if schema is not None or source is not None:
         found = _source(source or GENERIC, path, schema)
     else:
@@ -146,28 +149,47 @@ def _progress() -> Progress:
 
 
 def _show_profile(seen: "Profile") -> None:
-    columns = plain_table("columns", "", "kind", "missing", "values", "mean", "least", "largest")
+    columns = plain_table(
+        "columns; numbers as after clip and transform", "", "kind", "missing", "values", "mean", "least", "largest"
+    )
     for column in seen.columns:
         share = f"{column.missing / max(seen.rows, 1):.2%}" if column.missing else ""
         numbers = (
             ("", "", "") if column.values is not None else (f"{x:.4g}" for x in (column.mean, column.low, column.high))
         )
-        values = "" if column.values is None else f"{column.values:,}"
+        values = "" if column.values is None else column.told_values
         columns.add_row(column.name, column.kind, share, values, *numbers)
     console.print(columns)
-    labels = list(seen.days[0].labels) if seen.days else []
     title = "days" if len(seen.days) <= _DAYS_SHOWN else f"the last {_DAYS_SHOWN} of {len(seen.days)} days"
-    days = plain_table(title, "", "rows", *labels, "most unseen ids", "largest shift of a mean")
+    days = plain_table(title, "", "rows", "most unseen ids", "largest shift of a mean")
     for day in seen.days[-_DAYS_SHOWN:]:
-        rates = (f"{rate:.4g}" for rate in day.labels.values())
         unseen = f"{day.unseen:.1%} {day.unseen_in}" if day.unseen == day.unseen else ""
         shift = f"{day.shift:+.2f} sd {day.shift_of}" if day.shift == day.shift else ""
-        days.add_row(day.day, f"{day.rows:,}", *rates, unseen, shift)
+        days.add_row(day.day, f"{day.rows:,}", unseen, shift)
     console.print(days)
+    for labels in _that_fit(list(seen.days[0].labels) if seen.days else [], console.width - len("2024-05-01  ")):
+        means = plain_table("mean of the labels by day", "", *labels)
+        for day in seen.days[-_DAYS_SHOWN:]:
+            means.add_row(day.day, *(f"{day.labels[label]:.4g}" for label in labels))
+        console.print(means)
     _show_rejected(seen.rejected, seen.first_rejected)
     for warning in seen.warnings:
         console.print(f"Look at this: {warning}.", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{seen.rows:,} rows on {len(seen.days)} days can be used.", highlight=False)
+
+
+def _that_fit(labels: list[str], width: int) -> list[list[str]]:
+    """Part the labels into tables that are no wider than the terminal, at least one label each."""
+    tables: list[list[str]] = []
+    left = 0
+    for label in labels:
+        needed = max(len(label), len("0.0001234")) + 2
+        if not tables or needed > left:
+            tables.append([])
+            left = width
+        tables[-1].append(label)
+        left -= needed
+    return tables
 
 
 def _show_report(report: "Report", to: Path) -> None:

@@ -291,7 +291,10 @@ def test_several_ids_stand_in_a_cell():
         "a separator that is the quote": (lambda: Csv(separator="'", quote="'"), "neither a line's end nor the quote"),
         "a separator of NUL": (lambda: Csv(separator="\0"), "nor NUL"),
         "a day of too many rows": (lambda: Day(rows=2**64), "18446744073709551616"),
-        "a cell of too many values": (lambda: described(categorical=[{"name": "user", "width": 2_000_000_000}]), "10000"),
+        "a cell of too many values": (
+            lambda: described(categorical=[{"name": "user", "width": 2_000_000_000}]),
+            "10000",
+        ),
         "a weight without end": (lambda: described(label=[{"name": "click", "weight": math.inf}]), "finite"),
         "a threshold that is none": (lambda: described(label=[{"name": "click", "at_least": NAN}]), "finite"),
         "a count without end": (lambda: described(categorical=[{"name": "user", "min_count": 2**64}]), "less than"),

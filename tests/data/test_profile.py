@@ -86,6 +86,8 @@ def test_many_values_are_counted_in_bounded_memory(tmp_path: Path, monkeypatch: 
     (user, *_) = look(tmp_path, rows).columns
     assert user.values is not None
     assert user.values % 2 == 0  # a share of them was counted
+    assert user.estimated
+    assert user.told_values.startswith("about ")
     assert user.values == pytest.approx(len(rows) // 2, rel=0.25)
 
 
@@ -105,6 +107,30 @@ ODD: dict[str, tuple[Change, str]] = {
     "the answer": (
         lambda rows: rows.with_columns(seen=pl.col("click") * 3.0 + pl.col("age") / 1000),
         "seen alone tells click with an AUC of 1.000: is it known before the event?",
+    ),
+    "a value that is only there after the event": (
+        lambda rows: rows.with_columns(seen=pl.when(pl.col("click") == 1).then(pl.col("seen"))),
+        "seen alone tells click with an AUC of 1.000",
+    ),
+    "both ends": (
+        lambda rows: rows.with_columns(seen=pl.col("click") * (200 * (pl.int_range(pl.len()) % 2) - 100.0)),
+        "seen alone tells click with an AUC of 1.000",
+    ),
+    "most of it": (
+        lambda rows: rows.with_columns(seen=pl.col("click") * 2.5 + pl.col("age") / 10),
+        "seen alone tells click with an AUC of 0.9",
+    ),
+    "an id of few values": (
+        lambda rows: rows.with_columns(user=pl.col("click") * 10 + pl.int_range(pl.len()) % 3),
+        "user alone tells click with an AUC of 1.000",
+    ),
+    "a regression's answer": (
+        lambda rows: rows.with_columns(seen=1 / (0.1 + pl.col("watch"))),
+        "seen alone tells watch up to 100% of the variance of its ranks",
+    ),
+    "rows twice": (
+        lambda rows: pl.concat([rows, rows[:3], rows[:1]]),
+        "4 rows are equal to a row before them, in all described columns, on the same day; they are kept",
     ),
     "its opposite": (lambda rows: rows.with_columns(seen=-1.0 * pl.col("click")), "seen alone tells click with an AUC"),
     "two days": (lambda rows: rows.filter(pl.col("date") <= DAYS[1]), "there are 2 days; a study needs at least 3"),

@@ -51,11 +51,48 @@ def test_days_labels_ids_and_numbers_are_guessed_and_can_be_prepared(name: str, 
     assert (made.categorical[2].separator, made.group) == ("|", "user_id")
     assert [column.name for column in made.dense] == ["price", "duration_ms"]
     assert made.dense[1].transform == "log1p"
-    assert {label.name: label.kind for label in made.label} == {"is_click": "binary", "rating": "regression"}
+    assert {label.name: label.kind for label in made.label} == {
+        "is_click": "binary",
+        "rating": "regression",
+        "rating_high": "binary",
+    }
+    assert (made.label[2].column, made.label[2].at_least) == ("rating", 3.0)  # 60 % of 1 to 5, the nearest to half
     assert made.after_event == ("play_time_ms",)
     assert "comment_text" in found.toml
     report = prepare(Source(made, (str(file),)), tmp_path / "out")
     assert (report.rows_out, report.rejected) == (ROWS, {})
+
+
+def test_a_second_column_of_times_is_no_feature_and_sorts_the_rows_of_a_day(tmp_path: Path):
+    file = tmp_path / "log.csv"
+    fine = [ms + 1000 * i for i, ms in enumerate(MS)]
+    moments = pl.Series(fine).cast(pl.Datetime("ms")).dt.to_string("%Y-%m-%d %H:%M:%S")
+    rows = pl.DataFrame(COLUMNS).drop("tags").with_columns(DATES["date"][0], time_ms=pl.Series(fine), seen_at=moments)
+    rows.with_columns(last=pl.lit("2024-04-30")).write_csv(file)
+    found = suggest("log", (str(file),), find_csv(str(file)))
+    made = Description.model_validate(tomllib.loads(found.toml))
+    assert not {"time_ms", "seen_at", "last"} & {each.name for each in (*made.categorical, *made.dense)}
+    assert "left out, times: time_ms, seen_at, last" in found.toml
+    assert (made.day.column, made.day.order) == ("date", "time_ms")
+    assert prepare(Source(made, (str(file),)), tmp_path / "out").rows_out == ROWS
+
+
+def test_a_first_line_that_is_a_row_is_no_header(tmp_path: Path):
+    file = tmp_path / "ratings.dat"
+    lines = [f"{i % 7}::{i % 11}::{1 + i % 5}::{978300760 + 40000 * i}" for i in range(ROWS)]
+    file.write_text("\n".join(lines))
+    csv = find_csv(str(file))
+    assert (csv.separator, csv.columns) == ("::", ("column_1", "column_2", "column_3", "column_4"))
+    table = tomllib.loads(suggest("ratings", (str(file),), csv).toml)
+    assert table["csv"] == {"separator": "::", "columns": list(csv.columns or ())}
+    assert table["day"] == {"column": "column_4", "unit": "s", "offset_hours": 0}
+
+
+@over("header", ["user_id,is_click", "0,1", ",is_click", "Unnamed: 0,is_click", "2nd_user,click"])
+def test_a_header_is_a_header(header: str, tmp_path: Path):
+    file = tmp_path / "log.csv"
+    file.write_text(f"{header}\n7,1\n8,0\n")
+    assert find_csv(str(file)).columns is None
 
 
 @over("separator", [",", "\t", ";", "|", "::"])

@@ -8,27 +8,36 @@ import polars as pl
 
 from surefoot.data.cells import DAY, typed
 from surefoot.data.description import Description
+from surefoot.data.leakage import leaks
 from surefoot.data.past import hashed
-from surefoot.data.reader import NoRowsError, Rejections, natural, read, sentence
+from surefoot.data.reader import ROW, NoRowsError, Rejections, natural, read, sentence
 from surefoot.data.source import Source
-from surefoot.metrics import auc
 
 _KEPT = 20_000  # values of a column that are counted one by one
 _SAMPLE = 100_000  # rows in which features are held against labels
-_TELLING = 0.98  # AUC above which a feature is suspected to be the answer
 
 
 @dataclass
 class ColumnProfile:
-    """One column: how many rows have no value, or one that is not finite; about how many values there are."""
+    """One column: how many rows have no value, or one that is not finite; how many values there are.
+
+    ``kind`` is "id" or "dense", followed by what the description does to a dense column before it is measured here:
+    its mean and bounds are those after clipping and ``transform``.
+    """
 
     name: str
     kind: str
     missing: int = 0
     values: int | None = None
+    estimated: bool = False  # values is: there are more than 20,000
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
+
+    @property
+    def told_values(self) -> str:
+        """How many values, in words; "about" if it is an estimate."""
+        return _told_count(self.values or 0, self.estimated)
 
 
 @dataclass
@@ -95,8 +104,18 @@ class _Values:
 
     @property
     def count(self) -> int:
-        """About how many values there are; exact up to 20,000."""
+        """How many values there are; an estimate if ``estimated``."""
         return self._seen["hash"].n_unique() << self._level
+
+    @property
+    def estimated(self) -> bool:
+        """Whether only a share of the values was counted: there are more than 20,000."""
+        return self._level > 0
+
+    @property
+    def repeated(self) -> int:
+        """How many rows have a value that another row of their day has before them; an estimate if ``estimated``."""
+        return (int(self._seen["rows"].sum()) - len(self._seen)) << self._level
 
     def unseen(self, days: list[str]) -> dict[str, float]:
         """Return, for each day but the first, the share of its rows whose value no day before had."""
@@ -121,6 +140,7 @@ class _Pass:
         self.description = description
         self.values = {column.name: _Values() for column in description.categorical}
         self.numbers = [column.name for column in (*description.dense, *description.label)]
+        self.whole_rows = _Values()
         self.by_day: list[pl.DataFrame] = []
         self.missing = dict.fromkeys(self.values, 0)
         self.sample: list[pl.DataFrame] = []
@@ -156,8 +176,11 @@ class _Pass:
                 pl.format("rows-{}", (position // per_day).cast(pl.String).str.zfill(6)).alias(DAY)
             )
         if sum(map(len, self.sample)) < _SAMPLE:
-            self.sample.append(rows.select(self.numbers).head(_SAMPLE))
+            head = rows.head(_SAMPLE)
+            ids = [hashed(head[name]).alias(name) for name in self.values if head[name].dtype != pl.List]
+            self.sample.append(head.select(self.numbers).with_columns(ids))
         self.rows += len(rows)
+        self.whole_rows.add(rows.drop(ROW).hash_rows(), rows[DAY])
         for name, values in self.values.items():
             values.add(rows[name], rows[DAY])
             kept = rows[name].list.len() == 0 if rows[name].dtype == pl.List else rows[name].is_null()
@@ -196,7 +219,8 @@ class _Pass:
         self._shifts(table, days)
         self._unseen(order, days)
         found = Profile(self.rows, self.rejected, list(self.first_rejected.values()), self._columns(table), days, [])
-        found.warnings += [*_odd_days(found, self.description), *self._odd_columns(found), *self._telling()]
+        found.warnings += [*_odd_days(found, self.description), *self._odd_columns(found), *self._repeated()]
+        found.warnings += leaks(pl.concat(self.sample), self.description) if self.sample else []
         return found
 
     def _shifts(self, table: pl.DataFrame, days: list[DayProfile]) -> None:
@@ -222,13 +246,19 @@ class _Pass:
                     day.unseen, day.unseen_in = share, name
 
     def _columns(self, table: pl.DataFrame) -> list[ColumnProfile]:
-        found = [ColumnProfile(name, "id", self.missing[name], values.count) for name, values in self.values.items()]
+        found = [
+            ColumnProfile(name, "id", self.missing[name], values.count, values.estimated)
+            for name, values in self.values.items()
+        ]
         for column in self.description.dense if len(table) else ():
             count = int(table[f"count {column.name}"].sum())
             mean = float(table[f"sum {column.name}"].sum()) / count if count else math.nan
             low, high = table[f"min {column.name}"].min(), table[f"max {column.name}"].max()
             bounds = (math.nan if bound is None else float(bound) for bound in (low, high))  # pyright: ignore
-            found.append(ColumnProfile(column.name, "dense", self.rows - count, None, mean, *bounds))
+            kind = ", ".join(["dense", *["clip"] * (column.clip is not None), *[column.transform]]).removesuffix(
+                ", none"
+            )
+            found.append(ColumnProfile(column.name, kind, self.rows - count, None, False, mean, *bounds))
         return found
 
     def _odd_columns(self, found: Profile) -> list[str]:
@@ -238,35 +268,32 @@ class _Pass:
             column.name
             for column in found.columns
             if column.name not in empty
-            and (column.values == 1 or (column.kind == "dense" and column.low == column.high))
+            and (column.values == 1 or (column.values is None and column.low == column.high))
         ]
         for names, what in ((empty, "no value in any row"), (constant, "the same value wherever there is one")):
             if names:
                 sentences.append(f"{', '.join(names)}: {what}")
         sentences += [
-            f"{column.name} has a value of its own in nearly every row (about {column.values:,}): nothing can be "
+            f"{column.name} has a value of its own in nearly every row ({column.told_values}): nothing can be "
             "learnt from such an id"
             for column in found.columns
             if column.values is not None and column.values > 0.9 * (self.rows - column.missing) > 1000
         ]
         return sentences
 
-    def _telling(self) -> list[str]:
-        """Suspect dense columns that tell a binary label nearly alone."""
-        if not self.sample:
+    def _repeated(self) -> list[str]:
+        count, becomes = self.whole_rows.repeated, self.description.repeated
+        if not count:
             return []
-        sample, sentences = pl.concat(self.sample), []
-        for column in self.description.dense:
-            for label in (label for label in self.description.label if label.kind == "binary"):
-                both = sample.select(score=column.name, label=label.name).drop_nulls().drop_nans()
-                value = auc(both["score"].to_torch(), both["label"].to_torch()) if len(both) > 100 else math.nan
-                value = max(value, 1 - value)
-                if value > _TELLING:
-                    sentences.append(
-                        f"{column.name} alone tells {label.name} with an AUC of {value:.3f}: is it known before the "
-                        "event? If not, name it in after_event"
-                    )
-        return sentences
+        what = "are left out" if becomes == "reject" else "are kept (repeated = 'reject' leaves them out)"
+        return [
+            f"{_told_count(count, self.whole_rows.estimated)} rows are equal to a row before them, in all described "
+            f"columns, on the same day; they {what}"
+        ]
+
+
+def _told_count(count: int, estimated: bool) -> str:
+    return f"about {float(f'{count:.2g}'):,.0f}" if estimated else f"{count:,}"
 
 
 def _odd_days(found: Profile, description: Description) -> list[str]:

@@ -70,6 +70,16 @@ def columns_of(path: str, csv: Csv) -> list[str]:
     return names + [name for name in in_path(path) if name not in names]
 
 
+def first_line(path: str, csv: Csv) -> list[str]:
+    """Return the cells of a text file's first line, which are the columns' names if it has a header.
+
+    Raises:
+        InputError: if the file cannot be read, is empty, or begins with an empty line.
+    """
+    with told(path):
+        return header(_open_text(path, csv), csv, path)
+
+
 def read(path: str, csv: Csv, columns: Sequence[str], rejected: Rejections, *, skip: int = 0) -> Iterator[pl.DataFrame]:
     """Yield the rows of a file in pieces: the columns asked for, and ``__row__``, 1 for the first row of data.
 
@@ -115,14 +125,11 @@ def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
 
 def _names(path: str, csv: Csv) -> list[str]:
     """Return the names of the columns that are in a file."""
-    with told(path):
-        if _is_parquet(path):
-            with _open(path) as stream:
-                names = pq.read_schema(stream).names
-        elif csv.columns is not None:
-            names = list(csv.columns)
-        else:
-            names = header(_open_text(path, csv), csv, path)
+    if _is_parquet(path):
+        with told(path), _open(path) as stream:
+            names = pq.read_schema(stream).names
+    else:
+        names = first_line(path, csv) if csv.columns is None else list(csv.columns)
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise InputError(f"{path} has column {twice[0]!r} twice; expected a name of its own for each column")
     return names

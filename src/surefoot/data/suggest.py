@@ -7,8 +7,7 @@ from datetime import date
 import polars as pl
 
 from surefoot.data.description import Csv
-from surefoot.data.reader import ROW, Rejections, columns_of, in_path, read
-from surefoot.errors import InputError
+from surefoot.data.reader import ROW, Rejections, columns_of, first_line, in_path, read
 
 _ROWS = 100_000
 _SEPARATORS = (",", "\t", ";", "|", "::", "\x01")
@@ -23,6 +22,9 @@ _LABEL = re.compile(
     r"converted|install|install|comment|forward|hate|long_view|rating|label|watched|ordered)$",
     re.IGNORECASE,
 )
+_DATUM = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|\d{4}-\d\d-\d\d.*", re.IGNORECASE)  # a header has none
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what TOML wants escaped
+_UNNAMED = re.compile(r"column_\d+")  # of a file without a header
 _AFTER = re.compile(
     r"(^|_)(play|watch|watching|dwell|stay|view|reading|comment_stay)_?(time|ms|sec|seconds|duration|times)",
     re.IGNORECASE,
@@ -78,20 +80,17 @@ class _Look:
 def find_csv(file: str) -> Csv:
     """Return how a text file seems to be written: the separator that parts its first line most.
 
+    If the first line is a row and no header, the columns are called ``column_1`` and so on.
+
     Raises:
         InputError: if the file cannot be read.
     """
-    best = max(_SEPARATORS, key=lambda mark: _parts(file, mark))
-    return Csv(separator=best)
-
-
-def _parts(file: str, separator: str) -> int:
-    try:
-        return len(columns_of(file, Csv(separator=separator)))
-    except InputError as error:
-        if "twice" in str(error):  # no header, perhaps, but columns
-            return 2
-        raise
+    lines = {mark: first_line(file, Csv(separator=mark)) for mark in _SEPARATORS}
+    best = max(_SEPARATORS, key=lambda mark: len(lines[mark]))
+    cells = lines[best]
+    is_row = any(_DATUM.fullmatch(cell) for cell in cells) and cells != [str(i) for i in range(len(cells))]
+    names = tuple(f"column_{i + 1}" for i in range(len(cells))) if is_row or len(set(cells)) < len(cells) else None
+    return Csv(separator=best, columns=names)
 
 
 def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
@@ -109,6 +108,8 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
     labels = [look for look in looks if look is not day and _is_label(look)]
     after = [look for look in looks if look not in labels and look is not day and _AFTER.search(look.name)]
     rest = [look for look in looks if look not in (*labels, *after) and look is not day]
+    times = [look for look in rest if _is_time(look)]
+    rest = [look for look in rest if look not in times]
     ids = [look for look in rest if _is_id(look)]
     dense = [look for look in rest if look not in ids and look.numbers is not None]
     skipped = [look.name for look in rest if look not in ids and look not in dense]
@@ -118,16 +119,25 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
         [f"after_event = {_listed(after)}  # guessed: known only after the event, never features", ""] if after else []
     )
     lines += [f"# left out, neither numbers nor ids: {', '.join(skipped)}", ""] if skipped else []
-    lines += [*day_lines, ""]
-    if csv.separator != ",":
-        lines += ["[csv]", f"separator = {_quoted(csv.separator)}", ""]
+    if times:
+        lines += [
+            f"# left out, times: {', '.join(look.name for look in times)}; an hour or a weekday may be a feature",
+            "",
+        ]
+    lines += [*day_lines, *_order(day, day_lines, times), ""]
+    if csv.separator != "," or csv.columns is not None:
+        lines += ["[csv]", f"separator = {_quoted(csv.separator)}"]
+        if csv.columns is not None:
+            lines += ["# guessed: the first line is a row and no header; give the columns their names"]
+            lines += [f"columns = [{', '.join(map(_quoted, csv.columns))}]"]
+        lines += [""]
     for look in ids:
         lines += ["[[categorical]]", f"name = {_quoted(look.name)}  # {look.distinct:,} values in {len(rows):,} rows"]
         lines += [*_several(look), ""]
     for look in dense:
         lines += ["[[dense]]", f"name = {_quoted(look.name)}", *_transform(look), ""]
     for look in labels:
-        lines += ["[[label]]", f"name = {_quoted(look.name)}", *_label_kind(look), ""]
+        lines += ["[[label]]", f"name = {_quoted(look.name)}", *_label_kind(look), "", *_high(look)]
     if not labels:
         lines += [
             '# no label was found: name the column to predict, kind = "binary" or "regression"',
@@ -139,8 +149,9 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t").replace("\x01", "\\u0001")
-    return f'"{escaped}"'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    plain = re.sub(_CONTROL, lambda found: "\\u" + format(ord(found[0]), "04x"), escaped)
+    return f'"{plain}"'
 
 
 def _listed(looks: list[_Look]) -> str:
@@ -152,13 +163,45 @@ def _guess_day(looks: list[_Look], files: tuple[str, ...]) -> tuple[_Look | None
     for look in looks:
         if look.name in told:
             return look, ["[day]", f"column = {_quoted(look.name)}  # from the path"]
-    candidates = sorted((look for look in looks if _TIME.search(look.name)), key=lambda look: "date" not in look.name)
+    may_be = (look for look in looks if _TIME.search(look.name) or _UNNAMED.fullmatch(look.name))
+    candidates = sorted(may_be, key=lambda look: "date" not in look.name)
     for look in candidates:
         if (lines := _day_lines(look)) is not None:
             return look, ["[day]", f"column = {_quoted(look.name)}", *lines]
     if len(files) > 2:
         return None, ["[day]  # no column of dates was found", "file = true  # guessed: every file is a day"]
     return None, ["[day]  # no column of dates was found", "rows = 100000  # pseudo-days, by position"]
+
+
+def _is_time(look: _Look) -> bool:
+    """Whether a column that is not the day's tells a moment: a date or time by its type, its text, or name and size."""
+    named = _TIME.search(look.name) is not None or look.text or look.values.dtype.is_temporal()
+    return named and _day_lines(look) is not None and not (look.text and look.whole and not _TIME.search(look.name))
+
+
+def _order(day: _Look | None, day_lines: list[str], times: list[_Look]) -> list[str]:
+    """Return what sorts the rows of a day, if its own column tells no time of the day and another one does."""
+    if day is None or any("offset_hours" in line for line in day_lines):
+        return []
+    fine = [
+        look
+        for look in times
+        if look.values.dtype != pl.Date and (look.numbers is None or look.distinct > day.distinct)
+    ]
+    return [f"order = {_quoted(fine[0].name)}  # guessed: sorts the rows of a day"] if fine else []
+
+
+def _high(look: _Look) -> list[str]:
+    """Return a binary label made of one that has several values, since a study selects by a binary task's AUC."""
+    numbers = look.numbers
+    assert numbers is not None
+    known = numbers.drop_nulls().drop_nans()
+    values = known.unique().sort().to_list()
+    if len(values) <= 2:
+        return []
+    cut = min(values[1:], key=lambda value: abs(float((known >= value).mean() or 0.0) - 0.5))  # pyright: ignore
+    lines = ["[[label]]", f"name = {_quoted(f'{look.name}_high')}  # a study selects by a binary task"]
+    return [*lines, f"column = {_quoted(look.name)}", f"at_least = {cut:g}  # guessed: about half of the rows", ""]
 
 
 def _day_lines(look: _Look) -> list[str] | None:

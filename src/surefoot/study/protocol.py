@@ -225,7 +225,10 @@ def _task(name: str | None, of_kind: list[str], judged: list[str], key: str) -> 
     if name is None:
         first = next((task for task in of_kind if task in judged), None)
         if first is None:
-            raise InputError(f"{key} has no task to name: the log has no judged binary label; expected at least one")
+            raise InputError(
+                f"{key} has no task to name: the log has no judged binary label; expected at least one (of a "
+                "number, as a rating is, at_least makes one in the log's schema: at_least = 4)"
+            )
         return first
     if name not in of_kind:
         raise InputError(f"{key} is {name!r}; expected one of {', '.join(of_kind)}")
