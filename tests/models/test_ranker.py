@@ -11,7 +11,7 @@ from properties import over
 from surefoot.data import synthetic
 from surefoot.data.schema import Task, TaskKind
 from surefoot.models.layers import CrossLayer, CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
-from surefoot.models.ranker import LinearRanker, Ranker, split_parameters, task_losses
+from surefoot.models.ranker import LabelUnits, LinearRanker, Ranker, loss_weights, split_parameters, task_losses
 
 LOG = synthetic.make(days=1, rows_per_day=16)
 ROWS = [column.rows for column in LOG.schema.categorical]
@@ -148,3 +148,50 @@ def test_a_task_that_is_not_masked_is_as_torch_has_it_whatever_the_labels():
     assert task_losses(outputs, labels, (BOTH[0], plain[1]))[1].equal(expected)
     labels[3, 0] = torch.nan
     assert task_losses(outputs, labels, plain).isnan().tolist() == [True, False]
+
+
+PLAIN = (Task("click", TaskKind.BINARY), Task("time", TaskKind.REGRESSION))
+
+
+def fitted(labels: list[list[float]], tasks: tuple[Task, ...] = PLAIN) -> LabelUnits:
+    units = LabelUnits(len(tasks))
+    units.fit([torch.tensor(labels)], tasks)
+    return units
+
+
+def test_outputs_of_zero_are_each_tasks_best_constant():
+    outputs = fitted([[0.0, 8.0], [0.0, 10.0], [1.0, 9.0], [0.0, 13.0]])(torch.zeros(1, 2))
+    torch.testing.assert_close(outputs[:, 0].sigmoid(), torch.tensor([0.25]))
+    assert outputs[0, 1] == 10.0
+
+
+@over(
+    "labels",
+    {
+        "no positive, all the same": [[0.0, 3.0], [0.0, 3.0]],
+        "only positives": [[1.0, 3.0], [1.0, 3.0]],
+        "one row": [[1.0, 3.0]],
+        "without a label": [[math.nan, math.nan]],
+    },
+)
+def test_labels_that_tell_little_leave_finite_units(labels: list[list[float]]):
+    units = fitted(labels, BOTH)
+    assert units.center.isfinite().all()
+    assert units.scale.tolist() == [1.0, 1.0]
+
+
+def test_units_count_only_the_rows_that_have_a_label():
+    units = fitted([[0.0, 8.0], [1.0, math.nan], [math.nan, 12.0]], BOTH)
+    assert units.center.tolist() == [0.0, 10.0]
+    assert units.scale.tolist() == [1.0, 2.0]
+
+
+def test_units_as_they_are_made_change_nothing():
+    outputs = torch.randn(9, 2)
+    assert LabelUnits(2)(outputs).equal(outputs)
+
+
+def test_a_regressions_squared_error_is_weighed_by_its_variance():
+    model = nn.Sequential(nn.Linear(3, 2), fitted([[0.0, 8.0], [1.0, 12.0]]))
+    assert loss_weights(model, (PLAIN[0], replace(PLAIN[1], weight=3.0))).tolist() == [1.0, 3.0 / 4]
+    assert loss_weights(nn.Linear(3, 2), PLAIN).tolist() == [1.0, 1.0]

@@ -1,17 +1,23 @@
 """A run folder: whole, reproducible, refused where it cannot be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
 import torch
 
+from properties import over
+from surefoot.data.schema import Log
 from surefoot.errors import InputError
 from surefoot.monitor import journal
+from surefoot.monitor.divergence import Detector
 from surefoot.settings import load
-from surefoot.study.config import RecoveryConfig, RunConfig
-from surefoot.study.trial import read_result, run_trial, total_steps
+from surefoot.study.config import ModelConfig, RecoveryConfig, RunConfig
+from surefoot.study.trial import assemble, load_log, read_result, run_trial, total_steps
+from surefoot.training.loop import Run, train
 
 TINY = RunConfig.model_validate(
     {
@@ -51,6 +57,51 @@ def test_the_same_seed_and_threads_give_the_same_result_and_another_seed_another
 def test_other_bottoms(bottom: str, tmp_path: Path):
     config = TINY.model_copy(update={"model": TINY.model.model_copy(update={"bottom": bottom})})
     assert run_trial(config, tmp_path / "run")["verdict"] == "healthy"
+
+
+def in_units(scale: float, shift: float) -> Log:
+    """Return the tiny log with its regressions' labels in other units."""
+    log = load_log(TINY.data)
+    assert isinstance(log, Log)
+    labels = log.rows.labels.clone()
+    labels[:, 3:] = labels[:, 3:] * scale + shift
+    return replace(log, rows=log.rows._replace(labels=labels))
+
+
+def trained_on(log: Log, model: ModelConfig = TINY.model) -> Run:
+    parts = assemble(TINY.model_copy(update={"model": model}), log)
+    return train(parts.model, parts.window, parts.optimizers, days=3, detector=Detector(), layers=parts.layers)
+
+
+@over("bottom", ["shared", "experts", "linear"])
+def test_the_unit_of_a_regressions_label_does_not_matter(bottom: Literal["shared", "experts", "linear"]):
+    """Log play time in milliseconds has a mean of 9: the first steps need not be spent on it."""
+    model = TINY.model.model_copy(update={"bottom": bottom})
+    plain, shifted = trained_on(in_units(1.0, 0.0), model), trained_on(in_units(8.0, 1000.0), model)
+    for task in ("watch_time", "rating", "dwell"):
+        assert float(shifted.final[f"rmse/{task}"]) == pytest.approx(8 * float(plain.final[f"rmse/{task}"]), rel=0.01)
+    assert float(shifted.final["auc/click"]) == pytest.approx(float(plain.final["auc/click"]), abs=0.005)
+
+
+def test_a_run_begins_at_each_tasks_constant():
+    first = trained_on(in_units(8.0, 1000.0)).steps[0]
+    relative = {key: value for key, value in first.items() if key.startswith("relative_loss/")}
+    assert len(relative) == 6
+    assert all(float(value) < 1.5 for value in relative.values()), relative
+
+
+def test_the_result_tells_whether_a_task_ever_beat_its_constant(tmp_path: Path):
+    data, linear = TINY.data.model_copy(update={"days": 8}), TINY.model.model_copy(update={"bottom": "linear"})
+    config = TINY.model_copy(update={"data": data, "model": linear})
+    frozen = config.model_copy(
+        update={"rate": 1e-9, "training": config.training.model_copy(update={"embedding_rate": 1e-9})}
+    )
+    learnt, not_learnt = run_trial(config, tmp_path / "learnt"), run_trial(frozen, tmp_path / "frozen")
+    assert learnt["of_constant/rating"] < 0.95
+    assert learnt["of_constant/click"] < 0.98
+    assert not_learnt["of_constant/rating"] > 0.98
+    days = pl.read_parquet(tmp_path / "learnt" / "days.parquet").filter(pl.col("scored") == "next_day")
+    assert learnt["of_constant/rating"] == (days["rmse/rating"] / days["rmse_constant/rating"]).min()
 
 
 def test_an_unfinished_folder_has_no_result(tmp_path: Path):

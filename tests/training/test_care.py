@@ -18,12 +18,13 @@ CONFIG = RunConfig.model_validate(
     {
         "rate": 0.1,
         "model": {"hidden": [16]},
-        "training": {"batch_size": 64, "window_days": 1},
+        "training": {"batch_size": 128, "window_days": 1},
         "rule": {"name": "naive"},
         "recovery": {"every": 10, "confirm": 10},
     }
 )
 BROKEN_DAY = 10
+A_DAY = 4  # steps
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +55,14 @@ def test_with_the_ladder_a_run_survives_a_broken_day_that_ruins_it_without(log: 
     saved = run(log, CONFIG, tmp_path / "saved")
     assert (lost.verdict, float(lost.final["auc/like"]) < 0.6) == (Verdict.FULL, True)
     assert float(saved.final["auc/like"]) > 0.7
-    assert (saved.verdict, saved.stopped_early, len(saved.steps)) == (Verdict.MICRO, False, 128)
+    assert (saved.verdict, saved.stopped_early, len(saved.steps)) == (Verdict.MICRO, False, 16 * A_DAY)
     events = journal.read(tmp_path / "saved" / "events.jsonl")
     told = [event["event"] for event in events]
     assert told[:2] == ["alarm", "looking"]
     assert "rolled_back" in told
-    assert 80 <= events[0]["step"] <= 82
+    assert 0 <= events[0]["step"] - A_DAY * BROKEN_DAY <= 2
     (rolled_back, *_) = [event for event in events if event["event"] == "rolled_back"]
-    assert rolled_back["steps"] <= 80 < rolled_back["step"]
+    assert rolled_back["steps"] <= A_DAY * BROKEN_DAY < rolled_back["step"]
 
 
 def test_the_steps_before_the_alarm_can_be_replayed(log: Log, tmp_path: Path):
@@ -69,10 +70,10 @@ def test_the_steps_before_the_alarm_can_be_replayed(log: Log, tmp_path: Path):
     alarm = journal.read(tmp_path / "events.jsonl")[0]
     capsule = capsule_files.read(tmp_path / "capsules" / f"step-{alarm['step']:08d}")
     (record,) = [record for record in capsule.steps if record.step == alarm["step"]]
-    assert (record.note["day"], record.note["index"]) == (BROKEN_DAY, alarm["step"] - 8 * BROKEN_DAY)
+    assert (record.note["day"], record.note["index"]) == (BROKEN_DAY, alarm["step"] - A_DAY * BROKEN_DAY)
     assert (record.note["rate_factor"], record.note["held"]) == (1.0, 0)
     assert record.rows is not None
-    assert record.rows.equal(assemble(CONFIG, log).window.rows_of(BROKEN_DAY, alarm["step"] - 8 * BROKEN_DAY))
+    assert record.rows.equal(assemble(CONFIG, log).window.rows_of(BROKEN_DAY, alarm["step"] - A_DAY * BROKEN_DAY))
 
 
 def test_watched_without_a_ladder_it_tells_and_stops(log: Log, tmp_path: Path):

@@ -1,6 +1,6 @@
 """The multitask ranker of the paper's fig. 2, and the linear model that any ranker should beat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,66 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from surefoot.data.schema import Schema, Task, TaskKind
 from surefoot.models.layers import FeatureEmbedding, embedding_tables
+
+
+class LabelUnits(nn.Module):
+    """Turns what the heads give into the labels' own units, so that they begin at each task's constant.
+
+    ``center + scale * output``. As it is made, with a center of 0 and a scale of 1, it changes nothing. ``fit`` takes
+    from past labels what the best constant prediction is: of a regression the mean, and the standard deviation as the
+    scale; of a binary task the logit of the rate of positives, and 1. A head that gives 0 then predicts the constant.
+    ``loss_weights`` divides a regression's squared error by the square of its scale, so that the heads are trained as
+    if the labels had been standardised, while outputs, losses and scores stay in the label's own units.
+
+    Args:
+        tasks: how many.
+
+    >>> units = LabelUnits(1)
+    >>> units.fit([torch.tensor([[8.0], [10.0]])], (Task("minutes", TaskKind.REGRESSION),))
+    >>> units(torch.tensor([[0.0], [2.0]])).tolist()
+    [[9.0], [11.0]]
+    """
+
+    center: Tensor  # (tasks,)
+    scale: Tensor  # (tasks,)
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(tasks))
+        self.register_buffer("scale", torch.ones(tasks))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Return (rows, tasks) in the labels' units from (rows, tasks)."""
+        return self.center + self.scale * outputs
+
+    def fit(self, labels: Iterable[Tensor], tasks: Sequence[Task]) -> None:
+        """Take centers and scales from labels, each (rows, tasks), that were known before anything is predicted.
+
+        A task without a label there, or whose labels are all the same, keeps a scale of 1; a rate of positives of 0
+        or 1 is taken as half a row's.
+        """
+        seen = torch.cat([part.double() for part in labels])
+        for i, task in enumerate(tasks):
+            label = seen[:, i]
+            label = label[~label.isnan()]
+            if not len(label):
+                continue
+            if task.kind is TaskKind.BINARY:
+                self.center[i] = label.mean().clamp(0.5 / len(label), 1 - 0.5 / len(label)).logit()
+                continue
+            spread = label.std(correction=0)
+            self.center[i], self.scale[i] = label.mean(), torch.where(spread > 0, spread, 1.0)
+
+
+def loss_weights(model: nn.Module, tasks: Sequence[Task]) -> Tensor:
+    """Return the weight of each task's loss in the sum to minimise, (tasks,), on the device of the model.
+
+    It is the task's own; of a regression over the square of the scale that the model's ``LabelUnits``, if it has any,
+    took from past labels.
+    """
+    units = next((module for module in model.modules() if isinstance(module, LabelUnits)), None)
+    weights = torch.tensor([task.weight for task in tasks], device=next(model.parameters()).device)
+    return weights if units is None else weights / units.scale.square()
 
 
 class Ranker(nn.Module):
@@ -20,22 +80,30 @@ class Ranker(nn.Module):
             ``nn.Identity()``.
         bottom: from there to a list of what each task sees, each (rows, hidden).
         heads: one module for each task, from (rows, hidden) to (rows, 1), by the task's name.
+        units: from (rows, tasks) to the labels' units, of the same shape: a ``LabelUnits``; None: as they are.
     """
 
     def __init__(
-        self, *, embedding: nn.Module, interaction: nn.Module, bottom: nn.Module, heads: nn.ModuleDict
+        self,
+        *,
+        embedding: nn.Module,
+        interaction: nn.Module,
+        bottom: nn.Module,
+        heads: nn.ModuleDict,
+        units: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
         self.interaction = interaction
         self.bottom = bottom
         self.heads = heads
+        self.units = nn.Identity() if units is None else units
 
     def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
         """Return one output for each task, (rows, tasks): a logit where it is binary, a value where it is not."""
         x = torch.cat([self.embedding(categorical).flatten(1), dense], dim=1)
         seen = self.bottom(self.interaction(x))
-        return torch.cat([head(h) for head, h in zip(self.heads.values(), seen, strict=True)], dim=1)
+        return self.units(torch.cat([head(h) for head, h in zip(self.heads.values(), seen, strict=True)], dim=1))
 
 
 def task_heads(tasks: Sequence[Task], width: int) -> nn.ModuleDict:
@@ -69,10 +137,13 @@ class LinearRanker(nn.Module):
         rows, widths = [column.rows for column in schema.categorical], [column.width for column in schema.categorical]
         self.embedding = FeatureEmbedding(rows, len(schema.tasks), widths=widths, std=0.0)
         self.linear = nn.Linear(len(schema.dense), len(schema.tasks))
+        for param in self.linear.parameters():
+            nn.init.zeros_(param)  # as its tables: it begins at each task's constant
+        self.units = LabelUnits(len(schema.tasks))
 
     def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
         """Return one output for each task, (rows, tasks)."""
-        return self.embedding(categorical).sum(1) + self.linear(dense)
+        return self.units(self.embedding(categorical).sum(1) + self.linear(dense))
 
 
 class SplitParameters(NamedTuple):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from surefoot.data.sources import completejourney
 from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
-from surefoot.models.ranker import LinearRanker, Ranker, split_parameters, task_heads
+from surefoot.models.ranker import LabelUnits, LinearRanker, Ranker, split_parameters, task_heads
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Detector, Event
 from surefoot.monitor.journal import Journal
@@ -85,7 +86,16 @@ def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
         interaction=CrossNetwork(width, config.cross_layers) if config.cross_layers else nn.Identity(),
         bottom=bottom,
         heads=task_heads(schema.tasks, [width, *config.hidden][-1]),
+        units=LabelUnits(tasks),
     )
+
+
+def fit_label_units(model: nn.Module, log: Log | PreparedLog) -> None:
+    """Start a model at each task's constant: that of the oldest partition, which is trained on and never scored."""
+    labels = [piece.labels for piece in islice(log.pieces(0, 1 << 16), 4)]  # 262,144 rows tell a mean well enough
+    for module in model.modules():
+        if isinstance(module, LabelUnits):
+            module.fit(labels, log.schema.tasks)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,9 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> Parts:
     training, device = config.training, _device(config.training.device)
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless told either way
     torch.manual_seed(config.seed)
-    model = build_model(config.model, log.schema).to(device)
+    model = build_model(config.model, log.schema)
+    fit_label_units(model, log)
+    model = model.to(device)
     parameters = split_parameters(model)
     dense = Adagrad(
         parameters.dense.values(),
@@ -263,7 +275,27 @@ def _result(run: Run, events: list[Event], seconds: float) -> dict[str, Any]:
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "clipped_share": sum(value != 1.0 for value in values) / len(values),
         **{key: value for key, value in run.final.items() if key != "day"},
+        **_of_constants(run),
         "scored_day": run.final["day"],
+    }
+
+
+def _of_constants(run: Run) -> dict[str, float]:
+    """Return, by task, the least error on any day, scored before it was trained on, over that of the best constant.
+
+    The RMSE of a regression, the log-loss of a binary task, ``{"of_constant/rating": 0.8}``: a task of 1 or more has
+    never beaten its constant. NaN where no day says.
+    """
+    found: dict[str, list[float]] = {}
+    for day in run.next_day:
+        for key, value in day.items():
+            metric, _, task = key.partition("/")
+            if metric == "ne":
+                found.setdefault(f"of_constant/{task}", []).append(float(value))
+            elif metric == "rmse" and (constant := float(day[f"rmse_constant/{task}"])):
+                found.setdefault(f"of_constant/{task}", []).append(float(value) / constant)
+    return {
+        task: min((each for each in shares if math.isfinite(each)), default=math.nan) for task, shares in found.items()
     }
 
 

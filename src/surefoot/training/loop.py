@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from surefoot.data.schema import Batch, Task, TaskKind
 from surefoot.data.windows import MovingWindow, Stream
 from surefoot.metrics import evaluate
-from surefoot.models.ranker import task_losses
+from surefoot.models.ranker import loss_weights, task_losses
 from surefoot.monitor.divergence import Detector, Verdict
 from surefoot.monitor.ladder import Action
 from surefoot.monitor.window import ENOUGH
@@ -126,10 +126,9 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     batch = batch.to(next(model.parameters()).device)
     outputs = model(batch.categorical, batch.dense)
     losses = task_losses(outputs, batch.labels, tasks)
-    weights = torch.tensor([task.weight for task in tasks], dtype=losses.dtype, device=losses.device)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    (losses @ weights).backward()
+    (losses @ loss_weights(model, tasks).to(losses)).backward()
     for optimizer in optimizers:
         optimizer.step()
     return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))

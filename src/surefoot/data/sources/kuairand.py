@@ -45,12 +45,10 @@ LABELS = (
     LabelColumn(name="comment", column="is_comment", judged=False),
     LabelColumn(name="forward", column="is_forward", judged=False),
     LabelColumn(name="hate", column="is_hate", judged=False),
-    # Its variance is about ten times a log-loss, which the other tasks would drown in.
     LabelColumn(
         name="log_play_time",
         column="play_time_ms",
         kind="regression",
-        weight=0.1,
         transform="log1p",
         clip=(0.0, 3_600_000.0),
     ),
