@@ -4,8 +4,10 @@ import gc
 import math
 import tracemalloc
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.optim import Optimizer
 
+from full_disks import nothing_can_be_written
 from properties import over
 from surefoot import metrics
 from surefoot.monitor.attribution import Attribution, attribute
@@ -542,3 +545,84 @@ def test_rows_that_differ_are_refused() -> None:
 
     with pytest.warns(UserWarning, match="target size"), pytest.raises(ValueError, match=r"have \[1, 32\] rows"):
         loop.step(spoil)
+
+
+# What fails around it ends no training
+
+
+class Failing:
+    """A sink of somebody's own that never works."""
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        raise ConnectionError("the server is away")
+
+    flush = rewind = close = __call__
+
+
+def watched_to_the_end(loop: Loop) -> None:
+    for _ in range(4):
+        loop.step()
+    loop.monitor.load_state_dict(loop.monitor.state_dict())
+    loop.monitor.close()
+
+
+def test_a_sink_that_fails_is_told_once_and_ends_no_training() -> None:
+    loop = Loop()
+    loop.step()  # torch's own warning comes here
+    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, sinks=[Failing(), loop.keep])
+    with pytest.warns(RuntimeWarning) as told:
+        watched_to_the_end(loop)
+    assert [str(warning.message).split(" failed")[0] for warning in told] == [
+        "writing to Failing",
+        "flush of Failing",
+        "rewind of Failing",
+        "close of Failing",
+    ]
+    assert "training goes on without: the server is away" in str(told[0].message)
+    assert list(loop.rows) == [0, 1, 2]
+
+
+def test_an_attribution_that_fails_ends_no_training() -> None:
+    def fails(batch: Any) -> Attribution:
+        raise RuntimeError("out of memory")
+
+    loop = Loop()
+    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, sinks=[], attribute=fails)
+
+    def spoil(labels: dict[str, Tensor]) -> None:
+        labels["sales"].fill_(math.inf)
+
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        loop.step(spoil, batch=1)
+    with pytest.warns(RuntimeWarning, match="attribution failed, training goes on without: out of memory"):
+        assert loop.step() is not None
+
+
+def test_a_full_disk_under_a_monitor_ends_no_training(tmp_path: Path) -> None:
+    loop = Loop()
+    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, folder=tmp_path, every=2)
+    for _ in range(4):
+        loop.step()
+    loop.monitor.flush()
+    with nothing_can_be_written(), pytest.warns(RuntimeWarning, match="File too large"):
+        watched_to_the_end(loop)
+    assert len(pl.read_parquet(tmp_path / "metrics.parts" / "00000000.parquet")) == 3
+
+
+def test_a_checkpoint_finds_the_rows_before_it_on_the_disk_and_going_on_from_it_has_them_once(tmp_path: Path) -> None:
+    loop = Loop()
+    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, folder=tmp_path)
+    for _ in range(4):
+        loop.step()
+    state = loop.monitor.state_dict()
+    assert len(pl.read_parquet(tmp_path / "metrics.parts" / "*.parquet")) == 3  # the last is read one step late
+    for _ in range(3):
+        loop.step()
+    loop.monitor.flush()  # and then it is killed
+    again = Loop()
+    again.monitor = Monitor(again.model, again.optimizers, kinds=KINDS, folder=tmp_path)
+    again.monitor.load_state_dict(state)
+    for _ in range(4):
+        again.step()
+    again.monitor.close()
+    assert pl.read_parquet(tmp_path / "metrics.parquet")["step"].to_list() == list(range(8))

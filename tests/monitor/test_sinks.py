@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from full_disks import fill as fill_disk
+from full_disks import nothing_can_be_written, small_disk
 from surefoot.monitor import sinks
 from surefoot.monitor.sinks import ParquetSink, default_sinks, parquet_sink, tensorboard_sink
 
@@ -121,7 +123,6 @@ def test_no_steps_leave_no_file(tmp_path: Path) -> None:
 def test_tensorboard_reads_what_it_is_given(tmp_path: Path) -> None:
     sink = tensorboard_sink(tmp_path, every=10)
     fill(sink, 0, 31, names=2)
-    sink.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"loss/0", "loss/1", "auc/click"}
@@ -132,7 +133,8 @@ def test_a_run_folder_has_both(tmp_path: Path) -> None:
     several = default_sinks(tmp_path, every=5)
     for sink in several:
         fill(sink, 0, 11)
-        sink.close()  # pyright: ignore[reportFunctionMemberAccess]
+        if isinstance(sink, ParquetSink):
+            sink.close()
     assert len(pl.read_parquet(tmp_path / "metrics.parquet")) == 11
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -140,7 +142,7 @@ def test_a_run_folder_has_both(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_there_is_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     assert [type(sink) for sink in default_sinks(tmp_path, every=1)] == [ParquetSink]
 
 
@@ -148,3 +150,117 @@ def test_without_polars_it_says_so_at_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(ModuleNotFoundError, match="polars"):
         default_sinks(tmp_path, every=1)
+
+
+# Full disks
+
+
+def test_rows_that_cannot_be_written_are_held_and_written_later(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.parquet"
+    sink = parquet_sink(path)
+    fill(sink, 0, 10)
+    sink.flush()
+    fill(sink, 10, 20)
+    with nothing_can_be_written():
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                sink.flush()
+        with pytest.raises(OSError, match="File too large"):
+            sink.close()
+        fill(sink, 20, 4000)  # writing is not tried again at every step
+    assert [part.name for part in sink.parts.iterdir()] == ["00000000.parquet"]
+    sink.close()
+    assert pl.read_parquet(path)["step"].to_list() == list(range(4000))
+
+
+def test_where_the_parts_cannot_be_put_together_they_stay(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.parquet"
+    sink = parquet_sink(path)
+    fill(sink, 0, 10)
+    sink.flush()
+    with nothing_can_be_written(), pytest.raises(OSError, match="metrics.parquet: "):
+        sink.close()
+    assert [found.name for found in tmp_path.iterdir()] == ["metrics.parts"]
+    sink = parquet_sink(path)
+    fill(sink, 10, 20)
+    sink.close()
+    assert pl.read_parquet(path)["step"].to_list() == list(range(20))
+
+
+def test_memory_is_bounded_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_MOST_VALUES", 4000)
+    sink = parquet_sink(tmp_path / "metrics.parquet")
+    fill(sink, 0, 1000)
+    with nothing_can_be_written(), pytest.raises(OSError, match="File too large"):
+        sink.flush()
+    assert sink._held <= 4000
+    sink.close()
+    kept = pl.read_parquet(tmp_path / "metrics.parquet")["step"].to_list()
+    assert kept == list(range(1000 - len(kept), 1000))
+    assert len(kept) > 90
+
+
+def test_tensorboard_reads_all_but_what_could_not_be_written(tmp_path: Path) -> None:
+    sink = tensorboard_sink(tmp_path)
+    fill(sink, 0, 5, names=2)
+    with nothing_can_be_written(), pytest.raises(OSError, match="File too large"):
+        sink(5, {"loss/1": 0.0})
+    fill(sink, 6, 9, names=2)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/1")] == [0, 1, 2, 3, 4, 6, 7, 8]
+
+
+def test_a_real_disk_that_fills_up_and_has_room_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        parquet, board = parquet_sink(disk / "metrics.parquet"), tensorboard_sink(disk / "tensorboard")
+        for sink in (parquet, board):
+            fill(sink, 0, 100)
+        parquet.flush()
+        fill_disk(disk, leave=100)
+        fill(parquet, 100, 200)
+        for act in (parquet.flush, parquet.close, lambda: fill(board, 100, 200)):
+            with pytest.raises(OSError, match="No space left|bytes were written"):
+                act()
+        (disk / "filling").unlink()
+        parquet.close()
+        fill(board, 200, 300)
+        assert pl.read_parquet(disk / "metrics.parquet")["step"].to_list() == list(range(200))
+        events = EventAccumulator(str(disk / "tensorboard"))
+        events.Reload()
+        steps = [event.step for event in events.Scalars("loss/1")]  # some of the others fitted in
+        assert (steps[:100], steps[-100:]) == (list(range(100)), list(range(200, 300)))
+
+
+# Rows on the disk in time, and a run that goes on
+
+
+def test_rows_are_written_by_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_SECONDS", 0.0)
+    sink = parquet_sink(tmp_path / "metrics.parquet")
+    fill(sink, 0, 3, names=1)
+    assert len(list(sink.parts.iterdir())) == 3
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 8, 12, 20])
+def test_steps_that_are_taken_again_are_there_once(tmp_path: Path, step: int) -> None:
+    path = tmp_path / "metrics.parquet"
+    for start in (0, 5, 10):
+        sink = parquet_sink(path)
+        fill(sink, start, start + 5, names=1 if start < step else 2)
+        sink.flush() if start == 10 else sink.close()
+    fill(sink, 15, 17)
+    sink.rewind(step)
+    fill(sink, step, 25)
+    sink.close()
+    assert pl.read_parquet(path)["step"].to_list() == [*range(min(step, 17)), *range(step, 25)]
+
+
+def test_tensorboard_forgets_steps_that_are_taken_again(tmp_path: Path) -> None:
+    for start, stop in ((0, 10), (5, 12)):
+        sink = tensorboard_sink(tmp_path)
+        sink.rewind(start)
+        fill(sink, start, stop, names=1)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/0")] == list(range(12))

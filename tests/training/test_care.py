@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from full_disks import nothing_can_be_written
 from surefoot.data import synthetic
 from surefoot.data.schema import Log
 from surefoot.monitor import capsule_files, journal
+from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Detector, Verdict
-from surefoot.study.config import RecoveryConfig, RunConfig
+from surefoot.study.config import MonitorConfig, RecoveryConfig, RunConfig
 from surefoot.study.trial import assemble, make_care
 from surefoot.training.loop import Run, train
 
@@ -94,3 +97,36 @@ def test_the_configured_ladder_is_the_one_that_is_climbed():
     assert ladder.roll_back is not None
     assert (ladder.slow.factor, ladder.roll_back.factor, ladder.roll_back.at_most) == (0.3, 0.7, 5)
     assert (ladder.roll_back.hold, ladder.roll_back.look, ladder.patience) == (7, 3, 9)
+
+
+# Full disks
+
+
+def test_a_full_disk_under_monitor_ring_and_journal_ends_no_run(log: Log, tmp_path: Path):
+    """What only watches is told and left out; the run is the same as with room."""
+    config = CONFIG.model_copy(update={"recovery": None, "monitor": MonitorConfig()})
+    room = run(log, config, tmp_path / "room")
+    parts = assemble(config, log)
+    care = make_care(config, parts, tmp_path / "full")
+    options: Any = {"days": len(log.days) - 1, "detector": Detector(), "layers": parts.layers, "care": care}
+    with nothing_can_be_written(), pytest.warns(RuntimeWarning) as told:
+        full = train(parts.model, parts.window, parts.optimizers, schedulers=[parts.scheduler], **options)
+    assert (full.steps, full.verdict) == (room.steps, room.verdict)
+    words = [str(warning.message) for warning in told]
+    for said in (
+        "writing to TensorBoardSink",
+        "writing to " + str(tmp_path),
+        "the capsule step-",
+        "close of ParquetSink",
+    ):
+        assert sum(said in each for each in words) == 1
+
+
+def test_a_ring_that_is_too_small_is_told_and_left_out(log: Log, tmp_path: Path):
+    config = CONFIG.model_copy(update={"recovery": None, "monitor": MonitorConfig()})
+    parts = assemble(config, log)
+    care = make_care(config, parts, tmp_path)
+    assert care is not None
+    care.ring = Ring(parts.model, parts.optimizers, max_bytes=100)
+    with pytest.warns(RuntimeWarning, match="keeping the last steps for capsules failed, .*max_bytes is 100"):
+        train(parts.model, parts.window, parts.optimizers, days=1, detector=Detector(), layers=parts.layers, care=care)

@@ -15,6 +15,7 @@ from surefoot.models.layers import embedding_tables
 from surefoot.monitor import survey
 from surefoot.monitor.attribution import Attribution
 from surefoot.monitor.divergence import Alarm, Detector, Verdict
+from surefoot.monitor.harmless import Harmless
 from surefoot.monitor.record import Combine, Reading, Record, interpreted
 from surefoot.monitor.signals import Signals
 from surefoot.monitor.sinks import Sink, default_sinks
@@ -68,7 +69,8 @@ class Monitor:
         detector: sees each step; None makes one with the defaults.
         what_if: the rules to ask; None is one of each.
         layers: name patterns of the parameters to look at; None is all that the optimizers hold.
-        sinks: functions of a step's number and its values by name; None is those of the folder.
+        sinks: functions of a step's number and its values by name; None is those of the folder. One that fails, for a
+            full disk say, is told by a warning and ends no training.
         attribute: from a batch to an ``Attribution``; called on the batch of an alarm's step, if ``step`` was given it.
 
     Raises:
@@ -124,6 +126,7 @@ class Monitor:
         self._window = Window(rows)
         self._last_kinds: Kinds | None = None
         self._sinks = _sinks(sinks, folder, every)
+        self._harmless = Harmless()
         self._attribute = attribute
         self._step = 0
         self._pending: tuple[int, Reading, Any] | None = None
@@ -183,10 +186,19 @@ class Monitor:
         self._read()
         for watch in self._watches:
             watch.remove()
-        for sink in self._sinks:
-            if hasattr(sink, "close"):
-                sink.close()  # pyright: ignore[reportFunctionMemberAccess]
+        self._tell_sinks("close")
         return self.detector.finish(self._step)
+
+    def flush(self) -> None:
+        """Let the sinks write what they hold; ``state_dict`` does so too, so that rows are on the disk before it is."""
+        self._tell_sinks("flush")
+
+    def _tell_sinks(self, word: str, *arguments: int) -> None:
+        """Call a method of the sinks that have it; what fails there ends no training."""
+        for sink in self._sinks:
+            if callable(method := getattr(sink, word, None)):
+                with self._harmless(f"{word} of {_named(sink)}"):
+                    method(*arguments)
 
     @property
     def signals(self) -> Signals | None:
@@ -204,12 +216,14 @@ class Monitor:
         return self._values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of the step to come and the detector's state, all plain."""
+        """Return the number of the step to come and the detector's state, all plain; what sinks hold is written."""
+        self.flush()
         return {"step": self._step, "detector": self.detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. What has not been read yet and the window are forgotten."""
+        """Go on from a state; what sinks have of its step and later ones, what is not read yet, the window go."""
         self._step = int(state["step"])
+        self._tell_sinks("rewind", self._step)
         self.detector.load_state_dict(state["detector"])
         self._pending, self._window = None, Window(self._window.rows)
 
@@ -278,9 +292,11 @@ class Monitor:
         self._last = step, signals
         alarm = self.detector.update(step, signals)
         for sink in self._sinks:
-            sink(step, self._values)
+            with self._harmless(f"writing to {_named(sink)}"):
+                sink(step, self._values)
         if alarm is not None and batch is not None and self._attribute is not None:
-            self.attribution = self._attribute(batch)
+            with self._harmless("attribution"):
+                self.attribution = self._attribute(batch)
         return alarm
 
     def _kinds(self, tasks: list[str], device: torch.device) -> Kinds:
@@ -334,3 +350,7 @@ def _sinks(sinks: Sequence[Sink] | None, folder: Path | str | None, every: int) 
     if sinks is not None:
         return list(sinks)
     return [] if folder is None else default_sinks(Path(folder), every=every)
+
+
+def _named(sink: Sink) -> str:
+    return getattr(sink, "__name__", type(sink).__name__)

@@ -1,8 +1,9 @@
 """What looks after a run beside the loop: it is watched, its last steps are kept, and the ladder is climbed for it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from surefoot.data.schema import Batch, Task
 from surefoot.data.windows import Stream
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Alarm, Detector, Event, Verdict
+from surefoot.monitor.harmless import Harmless
 from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import Action
 from surefoot.monitor.recorder import Monitor
@@ -26,7 +28,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class Care:
-    """A run's monitor, and what acts on its alarms.
+    """A run's monitor, and what acts on its alarms; where a ring or a journal fails, the run goes on without.
 
     Args:
         monitor: watches every step.
@@ -48,6 +50,7 @@ class Care:
     _saved: list[Event] = field(default_factory=list, init=False)  # from being forgotten with the detector's state
     _alarm: Alarm | None = field(default=None, init=False)  # the last one
     _told: int = field(default=0, init=False)  # of the detector's events
+    _harmless: Harmless = field(default_factory=Harmless, init=False)
 
     def before(self, step: int, day: int, stream: Stream) -> None:
         """Keep what the step starts from: the row numbers of the stream's last batch, and where that was."""
@@ -56,29 +59,32 @@ class Care:
             note: dict[str, float | int | str] = {"day": day, "index": index}
             if self.recovery is not None:
                 note |= {"rate_factor": self.recovery.rate_factor, "held": int(self.recovery.holding)}
-            self.ring.record(step, rows=stream.rows, note=note)
+            self._with_ring(lambda ring: ring.record(step, rows=stream.rows, note=note))
 
     def after(self, step: int, tasks: tuple[Task, ...], batch: Batch, seen: Seen) -> Action:
         """Judge the step: what the model showed of a batch, tasks in the order of the columns."""
         names = [task.name for task in tasks]
         judged = [task.name for task in tasks if task.judged]
         losses = dict(zip(names, seen.losses.unbind(), strict=True))
-        if self.ring is not None:
-            relative = zip(names, seen.relative_losses.unbind(), strict=True)
-            self.ring.observe(step, losses | {f"relative_loss/{name}": value for name, value in relative})
+        relative = zip(names, seen.relative_losses.unbind(), strict=True)
+        shown = losses | {f"relative_loss/{name}": value for name, value in relative}
+        self._with_ring(lambda ring: ring.observe(step, shown))
         outputs = dict(zip(names, seen.outputs.unbind(1), strict=True))
         labels = dict(zip(names, batch.labels.unbind(1), strict=True))
         losses, outputs, labels = ({name: each[name] for name in judged} for each in (losses, outputs, labels))
         alarm = self.monitor.step(losses, outputs=outputs, labels=labels)
         self._alarm = alarm or self._alarm
         looking = self.recovery is not None and self.recovery.holding  # such an alarm tells of data, not of a step
-        if alarm is not None and self.ring is not None and not looking:
-            self.ring.write_later(self.capsule_after, self.capsules, alarm=asdict(alarm), config=self.config)
+        if alarm is not None and not looking:
+            told = asdict(alarm)
+            self._with_ring(
+                lambda ring: ring.write_later(self.capsule_after, self.capsules, alarm=told, config=self.config)
+            )
         if self.recovery is not None:
             action = self.recovery.step(alarm)
         else:
             if alarm is not None:
-                self.journal.write("alarm", **asdict(alarm))
+                self._note("alarm", **asdict(alarm))
             action = Action.STOP if self._detector.verdict is Verdict.FULL else Action.NONE
         self._tell()
         if action is Action.ROLLED_BACK and self._alarm is not None:
@@ -89,8 +95,7 @@ class Care:
         """End the watch; return the verdict on the run: full if it had to be stopped, micro if it went back."""
         self.monitor.close()
         self._tell()
-        if self.ring is not None:
-            self.ring.flush()
+        self._with_ring(lambda ring: ring.flush())
         if self.recovery is not None:
             self.recovery.close()
         if stopped and self._alarm is not None and self._detector.verdict is not Verdict.FULL:
@@ -112,8 +117,21 @@ class Care:
         events = self._detector.events
         self._told = min(self._told, len(events))  # what was rolled back is gone
         for event in events[self._told :]:
-            self.journal.write("divergence", **described(event))
+            self._note("divergence", **described(event))
         self._told = len(events)
+
+    def _note(self, event: str, **details: Any) -> None:
+        with self._harmless(f"writing to {self.journal.path}"):
+            self.journal.write(event, **details)
+
+    def _with_ring(self, use: Callable[[Ring], object]) -> None:
+        """Let the ring do something; one that fails is given up."""
+        if (ring := self.ring) is None:
+            return
+        self.ring = None
+        with self._harmless("keeping the last steps for capsules"):
+            use(ring)
+            self.ring = ring
 
 
 def _event(alarm: Alarm, verdict: Verdict, end: int) -> Event:
