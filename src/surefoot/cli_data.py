@@ -50,6 +50,7 @@ def check(
         if description is None:
             return
         found = _described(description, files)
+    _show_notes(found)
     with interruptible("nothing was written"), console.status(f"reading {path}"):
         seen = profile(found)
     _show_profile(seen)
@@ -81,6 +82,7 @@ def prepare(
     found = _source(source, path, schema)
     if found.description.notice:
         console.print(found.description.notice, style="dim", highlight=False)
+    _show_notes(found)
     with interruptible("the same command goes on from there"), _progress() as progress:
         bar = progress.add_task("", total=1.0)
         report = convert(
@@ -110,6 +112,11 @@ def _source(name: str, path: str, schema: Path | None) -> "Source":
     if schema is not None:
         raise InputError(f"--schema is {schema}; expected none, {name} has its own")
     return import_module(f"surefoot.data.sources.{name}").source(path)
+
+
+def _show_notes(source: "Source") -> None:
+    for note in source.notes:
+        console.print(f"Look at this: {note}.", highlight=False, markup=False, soft_wrap=True)
 
 
 def _described(description: "Description", files: tuple[str, ...]) -> "Source":

@@ -71,6 +71,9 @@ FILES = (
 )
 
 
+LONG = ("video_id", "author_id", "music_id")
+
+
 def table(path: Path, header: str, rows: list[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(row[name] for name in header.split(",")) for row in rows]
@@ -251,24 +254,54 @@ def test_the_parts_of_27k(tmp_path: Path):
     for i, name in enumerate(periods):
         table(tmp_path / "data" / f"{name}.csv", LOG, [SHOWN | {"time_ms": str(i)}])
     table(tmp_path / "data" / "user_features_27k.csv", USER, [PERSON])
-    with pytest.raises(InputError, match="has no video_features_basic_27k.csv; expected all files of KuaiRand-27K"):
+    with pytest.raises(
+        InputError, match=r"has no video_features_basic_27k.csv; expected the files of users .* of KuaiRand-27K"
+    ):
         kuairand.source(str(tmp_path))
     table(tmp_path / "data" / "video_features_basic_27k.csv", VIDEO, [CLIP])
     source = kuairand.source(str(tmp_path))
     assert [Path(file).stem for file in source.files] == periods
-    hashed = [each.name for each in source.description.categorical if each.hash]
-    assert hashed == ["video_id", "author_id", "music_id"]
-    (tmp_path / "data" / f"{periods[1]}.csv").unlink()
-    with pytest.raises(InputError, match=f"has no {periods[1]}.csv"):
-        kuairand.source(str(tmp_path))
+    assert source.notes == ()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(tmp_path: Path, name: str):
+@pytest.mark.parametrize(("videos", "hashed"), [(9_359, []), (32_038_725, list(LONG)), (0, list(LONG))])
+def test_27k_is_hashed_only_where_there_are_too_many_videos(videos: int, hashed: list[str]):
+    description = kuairand.describe("27k", videos)
+    assert [each.name for each in description.categorical if each.hash] == hashed
+    counts = {each.min_count for each in description.categorical if each.name in LONG}
+    assert counts == ({1} if hashed else {2})
+
+
+@pytest.mark.parametrize("name", FILES[2:])
+def test_a_missing_side_file_is_named(tmp_path: Path, name: str):
     folder = unpacked(tmp_path)
     (folder / "data" / f"{name}.csv").unlink()
-    with pytest.raises(InputError, match=f"{folder} has no {name}.csv; expected all files of KuaiRand-Pure"):
+    with pytest.raises(InputError, match=f"{folder} has no {name}.csv; expected the files of users and videos"):
         kuairand.source(str(folder))
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_a_log_that_is_not_there_is_told_and_the_other_is_enough(tmp_path: Path, name: str):
+    folder = unpacked(tmp_path)
+    (folder / "data" / f"{name}.csv").unlink()
+    source = kuairand.source(str(folder))
+    assert source.notes == (f"{folder} has no {name}.csv, a part of KuaiRand-Pure",)
+    assert prepare(source, tmp_path / "out").rows_out == 1
+
+
+def test_side_files_without_rows_are_told_and_their_features_missing(tmp_path: Path):
+    folder = unpacked(tmp_path, {}, {"user_id": "2"})
+    for name, header in ((FILES[2], USER), (FILES[3], VIDEO)):
+        table(folder / "data" / f"{name}.csv", header, [])
+    source = kuairand.source(str(folder))
+    assert source.notes == tuple(
+        f"{folder}/data/{name}.csv has no rows: what it tells is missing in every row of the log" for name in FILES[2:]
+    )
+    rows = typed_rows(source)
+    assert len(rows) == 2
+    for name in ("author_id", "video_type", "user_active_degree", "register_days", "upload_age_days"):
+        assert rows[name].null_count() == 2
+    assert prepare(source, tmp_path / "out").rows_out == 3
 
 
 def test_the_folder_data_itself(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from surefoot.data.description import Csv
 from surefoot.data.reader import Rejections
-from surefoot.data.source import Side, as_numbers
+from surefoot.data.source import Side, as_numbers, notes_on
 from surefoot.errors import InputError
 
 COLUMNS = ("id", "kind", "owner")
@@ -79,12 +79,18 @@ def test_bad_rows_are_named_and_left_out(tmp_path: Path):
         ((*many(9), ",k,x,1"), r"s.csv row 10, column id: ''; expected an id \(1 of 10 rows"),
         (("short",), r"s.csv row 1: 'short'; expected 4 cells, found 1 \(1 of 1 rows"),
         (("1,k,x,1", "1,k,x,1"), r"row 2, column id: '1'; expected no second row of an id \(1 of 2 rows"),
-        ((), "has a header and no rows"),
     ],
 )
 def test_a_table_that_is_bad_altogether_is_refused(tmp_path: Path, lines: tuple[str, ...], sentence: str):
     with pytest.raises(InputError, match=sentence):
         side(tmp_path / "s.csv", *lines)
+
+
+def test_a_table_without_rows_knows_nobody(tmp_path: Path):
+    empty = side(tmp_path / "s.csv")
+    assert empty.of(pl.Series([1, 2])).null_count().row(0) == (2, 2)
+    (note,) = notes_on([empty])
+    assert "s.csv has no rows" in note
 
 
 def test_a_missing_column_is_named(tmp_path: Path):

@@ -1,6 +1,6 @@
 """A data set as it comes: its files, the tables beside them, and how their rows become those of its description."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from surefoot.data.description import Csv, Description
 from surefoot.data.past import hashed
-from surefoot.data.reader import ROW, Rejections, read, sentence
+from surefoot.data.reader import ROW, NoRowsError, Rejections, read, sentence
 from surefoot.errors import InputError
 
 Shape = Callable[[pl.DataFrame], pl.DataFrame]
@@ -33,6 +33,7 @@ class Source:
             join side tables and to compute columns. It neither adds, drops nor moves rows.
         rejected: rows of side tables that were left out.
         beside: the side tables' files, so that a preparation under way sees if one changes.
+        notes: sentences on what a part of the log lacks, to be shown.
     """
 
     description: Description
@@ -41,6 +42,7 @@ class Source:
     shape: Shape = _as_is
     rejected: Rejections = field(default_factory=Rejections)
     beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class Side:
     the log.
 
     Args:
-        keys: (rows,) int64, ascending, each once; at least one.
+        path: of its file.
+        keys: (rows,) int64, ascending, each once.
         table: (rows) the other columns, text as dictionaries.
     """
 
+    path: str
     keys: np.ndarray
     table: pa.Table
 
@@ -62,7 +66,7 @@ class Side:
     def read(
         cls, path: str, csv: Csv, columns: Sequence[str], *, key: str, rejected: Rejections, shape: Shape = _as_is
     ) -> Self:
-        """Read a side table; of rows with the same key the first counts.
+        """Read a side table; of rows with the same key the first counts. A file that is only a header has none.
 
         Args:
             path: of the file.
@@ -76,9 +80,13 @@ class Side:
             InputError: if the file cannot be read, or more than 1 % of its rows are rejected.
         """
         mine, pieces, last = Rejections(), [], 0
-        for piece in read(path, csv, columns, mine):
-            last = int(piece[ROW][-1])
-            pieces.append(_compact(shape(piece), key, path, mine))
+        try:
+            for piece in read(path, csv, columns, mine):
+                last = int(piece[ROW][-1])
+                pieces.append(_compact(shape(piece), key, path, mine))
+        except NoRowsError:
+            empty = pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), ROW: pl.Int64})
+            pieces.append(_compact(shape(empty), key, path, mine))
         last = max([last, *(row[1] for row in mine.rows)])
         table = pa.concat_tables(pieces).unify_dictionaries().combine_chunks() if pieces else None
         if table is not None:
@@ -89,20 +97,30 @@ class Side:
                 f"{_MOST_REJECTED:.0%})"
             )
         rejected.rows.extend(mine.rows)
-        return cls(table[key].to_numpy(), table.drop_columns([key, ROW]))
+        return cls(path, table[key].to_numpy(), table.drop_columns([key, ROW]))
 
     def of(self, ids: pl.Series) -> pl.DataFrame:
         """Return the rows of ids, (n,), in their order; nulls where an id has none."""
         wanted = as_numbers(ids)
         keys = wanted.fill_null(0).to_numpy()
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        found = (self.keys[places] == keys) & wanted.is_not_null().to_numpy()
+        places = np.searchsorted(self.keys, keys)
+        found = (places < len(self.keys)) & wanted.is_not_null().to_numpy()
+        found[found] = self.keys[places[found]] == keys[found]
         taken = self.table.take(pa.array(places, mask=~found))
         plain = [
             column.cast(pa.large_string()) if pa.types.is_dictionary(column.type) else column
             for column in taken.columns
         ]
         return pl.DataFrame(pl.from_arrow(pa.table(plain, names=self.table.column_names)))
+
+
+def notes_on(sides: Iterable[Side]) -> tuple[str, ...]:
+    """Return a sentence on each side table that has no rows."""
+    return tuple(
+        f"{side.path} has no rows: what it tells is missing in every row of the log"
+        for side in sides
+        if not len(side.keys)
+    )
 
 
 def as_numbers(ids: pl.Series, base: int = 10) -> pl.Series:
@@ -136,7 +154,8 @@ def _each_once(table: pa.Table, key: str, path: str, rejected: Rejections) -> pa
     """Return the rows in the order of their keys, of several with the same only the first."""
     order = np.argsort(table[key].to_numpy(), kind="stable")
     keys = table[key].to_numpy()[order]
-    again = np.concatenate([[False], keys[1:] == keys[:-1]])
+    again = np.zeros(len(keys), dtype=bool)
+    again[1:] = keys[1:] == keys[:-1]
     rows = table[ROW].to_numpy()[order[again]]
     for row, value in zip(rows.tolist(), keys[again].tolist(), strict=True):
         rejected.add(path, row, key, value, "expected no second row of an id")

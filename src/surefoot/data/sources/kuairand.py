@@ -14,6 +14,7 @@ change slowly and are features; the latter says what became of a video and is no
 
 import re
 from functools import partial
+from typing import Any
 
 import polars as pl
 
@@ -27,7 +28,7 @@ from surefoot.data.description import (
     LabelColumn,
 )
 from surefoot.data.reader import Rejections, find_files, stem
-from surefoot.data.source import Side, Source, as_numbers
+from surefoot.data.source import Side, Source, as_numbers, notes_on
 from surefoot.errors import InputError
 
 NOTICE = (
@@ -70,7 +71,9 @@ _USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register
 _VIDEO_IDS = ("author_id", "music_id")
 _VIDEO_TEXT = ("video_type", "upload_type", "music_type", "tag")
 _PERIODS = ("4_08_to_4_21", "4_22_to_5_08")
-_HASHED = 4_000_000  # rows for 32 million videos, 9 million authors, 14 million pieces of music
+_HASHED = (
+    4_000_000  # rows for 32 million videos, 9 million authors, 14 million pieces of music; 2 GB in all at width 16
+)
 
 
 def source(path: str) -> Source:
@@ -79,39 +82,49 @@ def source(path: str) -> Source:
     A day is what ``date`` says, also just before midnight, where it is the next one; ``time_ms`` sorts its rows, since
     the files are sorted by user. Rows that are there twice count once.
 
+    A part of the download is enough: one log, and the files of users and videos, which may be headers alone. What is
+    not there is told in the source's notes.
+
     Args:
         path: of the folder ``KuaiRand-Pure`` (``-1K``, ``-27K``) or the folder ``data`` in it. One folder, one version.
 
     Raises:
-        InputError: if it lacks a file, or holds several versions.
+        InputError: if it lacks the file of users or videos, or holds several versions.
     """
     found = {stem(file): file for file in find_files(path)}
     version = _version(path, found)
     parts = ("_part1", "_part2") if version == "27k" else ("",)
     logs = [f"log_standard_{period}_{version}{part}" for period in _PERIODS for part in parts]
     users, videos = f"user_features_{version}", f"video_features_basic_{version}"
-    missing = [name for name in (*logs, users, videos) if name not in found]
-    if missing:
+    whole = f"KuaiRand-{version.upper() if version != 'pure' else 'Pure'}"
+    if missing := [name for name in (users, videos) if name not in found]:
         raise InputError(
-            f"{path} has no {' and no '.join(f'{name}.csv' for name in missing)}; expected all files of KuaiRand-"
-            f"{version.upper() if version != 'pure' else 'Pure'} but log_random and video_features_statistic"
+            f"{path} has no {' and no '.join(f'{name}.csv' for name in missing)}; expected the files of users and "
+            f"videos of {whole}"
         )
+    notes = [f"{path} has no {name}.csv, a part of {whole}" for name in logs if name not in found]
     rejected = Rejections()
     user_columns = ("user_id", *_USER_TEXT, *_USER_COUNTS)
     video_columns = ("video_id", *_VIDEO_IDS, *_VIDEO_TEXT, "upload_dt")
-    shape = partial(
-        _shape,
-        users=Side.read(found[users], CSV, user_columns, key="user_id", rejected=rejected),
-        videos=Side.read(found[videos], CSV, video_columns, key="video_id", rejected=rejected, shape=_video),
-    )
+    people = Side.read(found[users], CSV, user_columns, key="user_id", rejected=rejected)
+    clips = Side.read(found[videos], CSV, video_columns, key="video_id", rejected=rejected, shape=_video)
+    notes += notes_on((people, clips))
+    shape = partial(_shape, users=people, videos=clips)
     columns = (*_LOG, *(label.source for label in LABELS))
-    files, beside = tuple(found[name] for name in logs), (found[users], found[videos])
-    return Source(describe(version), files, columns, shape, rejected, beside)
+    files, beside = tuple(found[name] for name in logs if name in found), (found[users], found[videos])
+    return Source(describe(version, len(clips.keys)), files, columns, shape, rejected, beside, tuple(notes))
 
 
-def describe(version: str) -> Description:
-    """Return the description of a version: ``"pure"``, ``"1k"`` or ``"27k"``."""
-    long = {"pure": {}, "1k": {"min_count": 2}, "27k": {"hash": _HASHED}}[version]
+def describe(version: str, videos: int = 0) -> Description:
+    """Return the description of a version: ``"pure"``, ``"1k"`` or ``"27k"``.
+
+    Args:
+        version: of the log.
+        videos: how many are known, 0 if that is not known. Of 27K, so many that tables are hashed, a part may have few.
+    """
+    long: dict[str, Any] = {} if version == "pure" else {"min_count": 2}
+    if version == "27k" and not 0 < videos <= _HASHED:
+        long = {"hash": _HASHED}
     context = ("tab", "hour", "weekday")
     several = CategoricalColumn(name="tag", separator=",", width=4)
     return Description(

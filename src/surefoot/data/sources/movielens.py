@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from surefoot.data.description import CategoricalColumn, Csv, Day, DenseColumn, Description, LabelColumn
 from surefoot.data.reader import ROW, Rejections, locate
-from surefoot.data.source import Shape, Side, Source
+from surefoot.data.source import Shape, Side, Source, notes_on
 from surefoot.errors import InputError
 
 NOTICE = (
@@ -100,6 +100,7 @@ def source(path: str) -> Source:
         partial(_shape, names=dict(zip(ratings.columns, _RATING, strict=True)), sides=sides),
         rejected,
         tuple(_join(path, file) for file in beside),
+        notes_on(sides.values()),
     )
 
 
