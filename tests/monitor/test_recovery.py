@@ -175,6 +175,40 @@ def test_a_step_that_is_not_finite_is_skipped_by_all_and_told(make: Callable[...
     assert moved(loop)
 
 
+@over("make", OPTIMIZERS)
+def test_a_skipped_step_leaves_every_buffer_as_it_was(make: Callable[..., list[Optimizer]], folder: Path):
+    loop = Loop(folder, make=make)
+    loop.run(3)
+    before = host_copy(dict(loop.model.named_buffers()), "before")
+    assert len(before) == 3
+    with pytest.warns(RuntimeWarning, match="the step was skipped"):
+        loop.step(spoil=torch.nan)  # the batch itself is finite, and so are the averages that it left
+    assert equal(host_copy(dict(loop.model.named_buffers()), "after"), before)
+    loop.step()
+    assert int(loop.model.get_buffer("1.num_batches_tracked")) == int(before["1.num_batches_tracked"]) + 1
+
+
+def test_one_value_that_is_not_finite_in_one_row_leaves_no_trace(folder: Path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = surefoot.ClippyAdagrad(model.parameters(), 0.1)
+    recovery = Recovery(model, optimizer, folder, detector=Told())
+    for step in range(60):
+        x = torch.randn(16, 8)
+        if step == 7:
+            x[3, 5] = torch.nan
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            optimizer.step()
+        recovery.step()
+    assert optimizer.skipped_steps == 1
+    assert all(bool(buffer.isfinite().all()) for buffer in model.buffers())
+    assert bool(model.eval()(torch.randn(16, 8)).isfinite().all())
+    assert int(model.get_buffer("1.num_batches_tracked")) == 59
+
+
 def test_without_the_first_rung_nothing_is_skipped(folder: Path):
     loop = Loop(folder, Ladder(skip=False), make=OPTIMIZERS["SGD"])
     loop.run(3)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from surefoot import checks
 from surefoot.errors import InputError
+from surefoot.monitor.buffers import Buffers
 from surefoot.monitor.checkpoint import Checkpoints, Tag, collect_state, restore_state, step_of
 from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
@@ -112,7 +112,7 @@ class Recovery:
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
         self._old_detector: dict[str, Any] | None = None  # to be restored once more
-        self._buffers: list[tuple[Tensor, Tensor]] = []  # of the model, while it only looks
+        self._buffers = Buffers(model)
         self._must_resume = bool(self.checkpoints.entries())
         if not self._must_resume:
             self.checkpoints.save(0, self._collect())
@@ -149,6 +149,7 @@ class Recovery:
         self._state = State(**{**saved, "rung": Action(saved["rung"])})
         self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
         self._throttle.factor = self._state.factor
+        self._forget_step()
         self._log("resumed", checkpoint=path.name)
         return self._state.steps
 
@@ -195,6 +196,7 @@ class Recovery:
         state.steps += 1
         if state.stopped:
             return Action.STOP
+        self._settle_buffers()
         if self._detector is not None and self._old_detector is not None:  # it has just heard of the step rolled back
             self._detector.load_state_dict(self._old_detector)
         self._old_detector = None
@@ -317,6 +319,7 @@ class Recovery:
         if self._monitor is not None:
             saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
         restore_state(saved, self._model, self._optimizers, **self._parts)
+        self._forget_step()
         self.checkpoints.tag_suspect(back_to)
         state.pending = []
         state.roll_backs += 1
@@ -353,15 +356,11 @@ class Recovery:
         state.held_from, state.hold = state.steps, batches
         state.hold_until, state.hold_limit = state.steps + batches, state.steps + longest
         self._throttle.held = batches > 0
-        self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
-    @torch.no_grad()
     def _look(self, calm: bool, alarm: Alarm | None) -> Action:
         """Judge a batch on which no step was taken."""
         state, how = self._state, self.ladder.roll_back
         assert how is not None
-        for buffer, before in self._buffers:  # of batch norms, which looking changes
-            buffer.copy_(before)
         state.clean = state.clean + 1 if calm else 0
         if state.rung is Action.LOOKING:
             if state.clean >= _CALM:
@@ -399,7 +398,7 @@ class Recovery:
 
     def _release(self, event: str) -> Action:
         state = self._state
-        self._throttle.held, self._buffers = False, []
+        self._throttle.held = False
         self._log(event, batches_held=state.steps - state.held_from)
         self._take(state.rung)
         return Action.NONE
@@ -409,6 +408,17 @@ class Recovery:
         kept = [entry.path.name for entry in self.checkpoints.entries()]
         self._log("stopped", reason=reason, checkpoints=kept)
         return self._take(Action.STOP)
+
+    def _settle_buffers(self) -> None:
+        """Give the model back the buffers of before its forward pass if no step followed: skipped, or only a look."""
+        skipped = False if self._skips is None else self._skips.last()
+        self._buffers.settle(True if self.holding else skipped)
+
+    def _forget_step(self) -> None:
+        """Begin with the state as it is now: another one has been loaded."""
+        self._buffers.keep()
+        if self._skips is not None:
+            self._skips.last()
 
     def _count_skipped(self, now: bool) -> None:
         if self._skips is None or not (count := self._skips.new(now=now)):

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import distributed
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.attach import ClipHandle, clip_updates
 from surefoot.optim.guard import Guard, guard
-from surefoot.optim.nonfinite import readable
+from surefoot.optim.nonfinite import Skips, readable
 from surefoot.rules import NoClip
 
 _INTERVAL = 50  # steps between two looks at a count on an accelerator, since a look waits for it
 
 
 class _Counter(Protocol):
+    _skips: Skips
+
     @property
     def skipped_steps(self) -> int: ...
 
@@ -36,6 +38,7 @@ class SkipRung:
         params = [param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]]
         self._waits = not all(readable(param.data) for param in params)
         self._seen = self._calls = 0
+        self._before = self._counter._skips.count()
 
     def new(self, *, now: bool = False) -> int:
         """Return how many steps were skipped since the last look.
@@ -50,6 +53,12 @@ class SkipRung:
         total = self._counter.skipped_steps
         before, self._seen = (self._seen if total >= self._seen else 0), total  # loading a state starts a count anew
         return total - before
+
+    def last(self) -> bool | Tensor:
+        """Return whether a step was skipped since this was last asked; no wait, a 0-d tensor where it takes one."""
+        assert self._counter is not None
+        before, self._before = self._before, self._counter._skips.count()
+        return self._before != before  # loading a state may start a count anew
 
     def remove(self) -> None:
         """Take off what was put on."""

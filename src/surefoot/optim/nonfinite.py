@@ -62,6 +62,12 @@ class Skips:
         """Return how many there were; waits for the device."""
         return self._known + (0 if self._flagged is None else int(self._flagged))
 
+    def count(self) -> int | Tensor:
+        """Return the same without a wait: as a tensor where the device would have to be waited for."""
+        if self._flagged is None or readable(self._flagged):
+            return self.total()
+        return self._known + self._flagged
+
     def add(self, skipped: Tensor | bool) -> None:
         """Count a step if ``skipped``."""
         if isinstance(skipped, bool):
