@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all check lint bench clean
+.PHONY: demo test test-all test-clients check lint bench clean
 
 demo: .venv/ready
 	$(BIN)/surefoot study quick --out demo
@@ -13,6 +13,10 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/pytest -m "slow or not slow"
+
+# trainers that nobody here wrote; without their packages `make test` leaves these tests out
+test-clients: .venv/clients-ready
+	$(BIN)/pytest tests/clients -m "slow or not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -35,4 +39,10 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# TorchRec without its dependencies: it asks for FBGEMM's build for GPUs
+.venv/clients-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[clients]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchrec fbgemm-gpu-cpu
 	touch $@

@@ -516,7 +516,7 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "rule": (TypeError, "what_if is the class Clippy; expected an object", {"what_if": [Clippy]}),
     "layers": (ValueError, "layers has the pattern 'botom.*', which matches no parameter", {"layers": ["botom.*"]}),
     "optimizers": (ValueError, "optimizers is empty", {"optimizers": []}),
-    "an optimizer": (TypeError, "optimizers has 'sgd'; expected a torch.optim.Optimizer", {"optimizers": ["sgd"]}),
+    "an optimizer": (TypeError, "optimizers has 'sgd'; expected torch.optim.Optimizer", {"optimizers": ["sgd"]}),
     "model": (TypeError, "model is 1; expected a torch.nn.Module", {"model": 1}),
     "other model": (ValueError, "optimizers hold no parameter of the model", {"model": nn.Linear(1, 1)}),
 }

@@ -16,6 +16,7 @@ from surefoot import checks
 from surefoot.monitor import capsule_files, snapshot
 from surefoot.monitor.capsule_files import Contents, Part, StepRecord
 from surefoot.monitor.snapshot import Plain, Stateful
+from surefoot.optim.wrappers import with_in_backward
 
 
 class Draws(StrEnum):
@@ -119,7 +120,7 @@ class Ring:
         for name, value in numbers.items():
             checks.positive(name, value)
         self._model, self._others = model, list(others)
-        self._optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        self._optimizers = with_in_backward(model, optimizers)
         self._least, self._every, self._draws = steps, every, Draws(draws)
         self._layers = list(model.named_parameters())
         self._max_bytes, self._max_disk_bytes = max_bytes, max_disk_bytes

@@ -22,6 +22,7 @@ from surefoot.monitor.sinks import Sink, default_sinks
 from surefoot.monitor.watch import Watch
 from surefoot.monitor.window import ABSENT, Kinds, Window, clean, label_moments
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
+from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import ALL, NoClip, Rule, checked
 
 _SIGNALS = {
@@ -111,7 +112,7 @@ class Monitor:
         sinks: Sequence[Sink] | None = None,
         attribute: Callable[[Any], Attribution] | None = None,
     ) -> None:
-        several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        several = unwrapped(optimizers)
         _check(model, several, every=every, refresh=refresh, rows=rows)
         self.every, self.refresh = every, refresh
         self.kinds = {task: TaskKind(kind) for task, kind in (kinds or {}).items()}
@@ -317,9 +318,6 @@ def _check(model: object, optimizers: Sequence[object], **intervals: int) -> Non
         raise TypeError(f"model is {model!r}; expected a torch.nn.Module")
     if not optimizers:
         raise ValueError("optimizers is empty; expected at least one")
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizers has {optimizer!r}; expected a torch.optim.Optimizer")
     for name, value in intervals.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number, 1 or above")

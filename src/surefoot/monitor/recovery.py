@@ -17,7 +17,8 @@ from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
 from surefoot.monitor.skips import SkipRung, on_any_rank
 from surefoot.monitor.snapshot import Stateful, host_copy
-from surefoot.monitor.throttle import Throttle, as_list
+from surefoot.monitor.throttle import Throttle
+from surefoot.optim.wrappers import unwrapped, with_in_backward
 
 _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 
@@ -93,22 +94,26 @@ class Recovery:
         on_roll_back: Callable[[], object] = lambda: None,
     ) -> None:
         checks.positive("every", every)
-        several = as_list(optimizers)
+        several, stepped = unwrapped(optimizers), with_in_backward(model, optimizers)
+        if not stepped:
+            raise ValueError("optimizers is empty; expected one or more")
         self.ladder, self.every = ladder, every
         waiting = 1 + ladder.confirm // every  # so many are saved before the first of them is known to be healthy
         self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
         self.journal = Journal(Path(folder) / "events.jsonl")
-        self._model, self._optimizers, self._loader = model, several, loader
+        self._model, self._optimizers, self._loader = model, stepped, loader
         self._on_roll_back = on_roll_back
         if monitor is not None and detector is not None:
             raise ValueError("monitor and detector are both given; expected one: a monitor has its detector")
         self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
         self._parts: dict[str, Any] = {"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor}
-        self._throttle = Throttle(several)
+        self._throttle = Throttle(stepped)
         self._throttle.on_end = self._end_step
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
         self._done = Action.NONE  # about the last of those
-        self._skips = SkipRung(several) if ladder.skip else None
+        apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
+        self._skips = [SkipRung(each) for each in (several, *apart) if each and ladder.skip]
+        self._refused = 0  # losses since the last step
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
         self._old_detector: dict[str, Any] | None = None  # to be restored once more
@@ -179,11 +184,27 @@ class Recovery:
             return self._done
         return self._act(alarm)
 
+    def before_backward(self, loss: Tensor) -> bool:
+        """Say whether a step may be taken on a loss: whether it is finite, on all ranks. It waits for the device.
+
+        For models of which some parameters step within the backward pass. There each parameter can refuse a gradient
+        that is not finite only by itself (and fused tables cannot at all); this refuses the whole batch:
+
+            if recovery.before_backward(loss):
+                loss.backward()
+                optimizer.step()
+
+        ``monitor.step`` and ``recovery.step`` are called all the same. A batch that was refused counts as skipped.
+        """
+        bad = on_any_rank(not bool(loss.detach().isfinite().all()))
+        self._refused += bad
+        return not bad
+
     def close(self) -> None:
         """Take the hooks off the optimizers."""
         self._throttle.remove()
-        if self._skips is not None:
-            self._skips.remove()
+        for rung in self._skips:
+            rung.remove()
 
     def _end_step(self) -> None:
         """Act on what was told in the middle of the step that has just ended."""
@@ -421,7 +442,9 @@ class Recovery:
             self._skips.last()
 
     def _count_skipped(self, now: bool) -> None:
-        if self._skips is None or not (count := self._skips.new(now=now)):
+        count = max([rung.new(now=now) for rung in self._skips], default=0)
+        count, self._refused = max(count, self._refused), 0
+        if not count:
             return
         state = self._state
         if state.skipped < state.steps - 2:  # not one more in a row

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.optim import kernel
+from surefoot.optim.wrappers import load_in_place, own_state
 
 Plain = Any
 """Tensors, numbers, strings, None, and tuples, lists and dicts of them: what loads with ``weights_only=True``."""
@@ -76,7 +77,7 @@ def live_state(model: nn.Module, optimizers: Sequence[Optimizer], others: Sequen
     """Return the state that a step changes, not yet copied."""
     return {
         "model": dict(model.state_dict()),
-        "optimizers": [_without_empty(optimizer.state_dict()) for optimizer in optimizers],
+        "optimizers": [_without_empty(own_state(optimizer)) for optimizer in optimizers],
         "others": [other.state_dict() for other in others],
     }
 
@@ -113,7 +114,7 @@ def restore(
         if rules == "keep":
             for group, present in zip(saved["param_groups"], optimizer.param_groups, strict=True):
                 group |= {"rule": repr(present["rule"])} if "rule" in present and "rule" in group else {}
-        optimizer.load_state_dict(saved)
+        load_in_place(optimizer, saved)
         _restore_types(optimizer, saved)
     for other, saved in zip(others, state["others"], strict=True):
         other.load_state_dict(saved)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.attach import ClipHandle
+from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import Clippy, Rule
 
 
@@ -28,22 +29,6 @@ def slowed(rule: Rule, factor: float) -> Rule:
         return rule
     names = ("relative", "absolute", "accumulator_relative")
     return replace(rule, **{name: factor * getattr(rule, name) for name in names})
-
-
-def as_list(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """Return one or several optimizers as a list.
-
-    Raises:
-        ValueError: if there is none.
-        TypeError: if something else is among them.
-    """
-    several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-    if not several:
-        raise ValueError("optimizers is empty; expected one or more")
-    for optimizer in several:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizers has {optimizer!r}; expected torch.optim.Optimizer objects")
-    return several
 
 
 class Throttle:
@@ -74,6 +59,7 @@ class Throttle:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        optimizers = unwrapped(optimizers)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             if "lr" not in group:
                 raise ValueError(f"optimizers has a group without 'lr', {sorted(group)}; expected a learning rate")

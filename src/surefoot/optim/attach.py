@@ -12,6 +12,7 @@ from surefoot.optim import kernel
 from surefoot.optim.classical import clip_gradients as clip_gradients
 from surefoot.optim.moves import Before, Move, apply, factors, move_of
 from surefoot.optim.nonfinite import NonFinite, Skips, any_of, not_finite
+from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import Clippy, Rule, checked
 
 _HONOUR_FOUND_INF = (Adam, AdamW, Adagrad)  # if fused; fused SGD corrupts its momentum when the first step is skipped
@@ -80,7 +81,7 @@ class ClipHandle:
     """What ``clip_updates`` returns: the factors of the last step, and the way back."""
 
     def __init__(self, optimizer: Optimizer, rule: Rule, exclude: Iterable[Tensor | str], nonfinite: NonFinite) -> None:
-        _check_optimizer(optimizer)
+        optimizer = _checked_optimizer(optimizer)
         self._optimizer, self._rule, self._nonfinite = optimizer, checked(rule, "rule"), nonfinite
         self._excluded, self._patterns = _exclusions(optimizer, exclude)
         self._factors: dict[Tensor, Tensor] = {}
@@ -292,10 +293,15 @@ class ClipHandle:
         raise AssertionError("a gradient of a parameter that the optimizer does not have")
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _checked_optimizer(optimizer: Any) -> Optimizer:
+    """Return the optimizer that takes the steps, if it can be clipped."""
     called = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer is a {called}; expected a torch.optim.Optimizer")
+    optimizer, *more = unwrapped(optimizer, "optimizer")
+    if more:
+        raise TypeError(f"optimizer is a {called} of {1 + len(more)}; expected a single one: clip each of them")
+    called = type(optimizer).__name__
     if isinstance(optimizer, LBFGS):
         raise TypeError(f"optimizer is {called}, whose line search steps many times in one step; expected any other")
     if "rule" in optimizer.defaults:
@@ -303,6 +309,7 @@ def _check_optimizer(optimizer: Any) -> None:
     for hook in optimizer._optimizer_step_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), ClipHandle):
             raise ValueError(f"optimizer is {called}, clipped already; expected one that is not: call remove() first")
+    return optimizer
 
 
 def _exclusions(optimizer: Optimizer, exclude: Iterable[Tensor | str]) -> tuple[set[Tensor], list[str]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
+from surefoot.optim.wrappers import unwrapped
 
 GradientFunction = Callable[[Tensor], Tensor]
 Probe = Callable[[str, Tensor, Tensor], object]
@@ -133,6 +134,9 @@ def gradient_operations(
     for pattern, function in operations.items():
         if not callable(function):
             raise TypeError(f"operations has {function!r} for {pattern!r}; expected a function from tensor to tensor")
+    optimizer, *more = unwrapped(optimizer, "optimizer")
+    if more:
+        raise TypeError(f"optimizer combines {1 + len(more)}; expected a single one: attach to each of them")
     return GradientOperations(optimizer, _resolve(optimizer, operations, model), probe)
 
 

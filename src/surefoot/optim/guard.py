@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from surefoot.optim import nonfinite
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.attach import honours_found_inf
+from surefoot.optim.wrappers import unwrapped
 
 
 def guard(*optimizers: Optimizer) -> "Guard":
@@ -45,9 +46,7 @@ class Guard:
     """Holds the hooks of one ``guard`` call."""
 
     def __init__(self, optimizers: tuple[Optimizer, ...]) -> None:
-        for optimizer in optimizers:
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"optimizers has {optimizer!r}; expected torch.optim.Optimizer objects")
+        optimizers = tuple(unwrapped(optimizers))
         if len(optimizers) < 2 or len(set(map(id, optimizers))) < len(optimizers):
             raise ValueError(f"optimizers has {len(optimizers)} entries; expected two or more, each once")
         self._optimizers = optimizers

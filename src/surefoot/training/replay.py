@@ -16,6 +16,7 @@ from surefoot.monitor import capsule_files, snapshot
 from surefoot.monitor.capsule import layer_norms
 from surefoot.monitor.capsule_files import Capsule, StepRecord
 from surefoot.monitor.snapshot import Plain, Stateful
+from surefoot.optim.wrappers import with_in_backward
 from surefoot.rules import Rule
 from surefoot.training.hindsight import EVERY_RULE, Hindsight, Watch
 
@@ -48,6 +49,9 @@ class Training:
     prepare: Callable[[StepRecord], None] = lambda record: None
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     layers: Mapping[str, nn.Parameter] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizers", with_in_backward(self.model, self.optimizers))
 
     def batch_of(self, record: StepRecord) -> Plain:
         """Return the batch of a step, a copy.

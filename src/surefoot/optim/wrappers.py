@@ -1,0 +1,102 @@
+"""Other libraries' wrappers of optimizers, and the optimizers within them that take the steps."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+# a wrapper's step runs no hooks, but that of what it wraps does; by the name of the class, for none is imported here
+_WITHIN = {
+    "AcceleratedOptimizer": "optimizer",  # accelerate, hence Hugging Face's Trainer
+    "LightningOptimizer": "_optimizer",  # Lightning's, under manual optimization
+    "_FabricOptimizer": "_optimizer",
+    "KeyedOptimizerWrapper": "_optimizer",  # TorchRec's
+    "OptimizerWrapper": "_optimizer",  # of warm-up and gradient clipping
+    "CombinedOptimizer": "_optims",  # several, each with its key
+}
+
+
+def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimizers") -> list[Optimizer]:
+    """Return the optimizers that take the steps, with the wrappers of other libraries taken off.
+
+    Known are those of accelerate, Lightning and TorchRec. They pass a step on to an optimizer of torch's, around which
+    hooks work; around the wrapper itself they do not.
+
+    Args:
+        optimizers: one or several, wrapped or not.
+        name: of the argument, for the messages.
+
+    Raises:
+        TypeError: if something else is among them, or an optimizer whose step runs no hooks: one of another library,
+            or one that TorchRec or FBGEMM fuses with the backward pass.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    >>> unwrapped(optimizer) == unwrapped([optimizer]) == [optimizer]
+    True
+    """
+    several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    return [each for optimizer in several for each in _within(optimizer, name)]
+
+
+def in_backward(model: nn.Module) -> list[Optimizer]:
+    """Return the optimizers that step within the backward pass, one for each parameter that has one.
+
+    ``torch.distributed.optim._apply_optimizer_in_backward``, hence TorchRec's ``apply_optimizer_in_backward``, leaves
+    them at the parameter.
+    """
+    return [each for param in model.parameters() for each in getattr(param, "_in_backward_optimizers", ())]
+
+
+def with_in_backward(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    """Return the optimizers, unwrapped, and after them those of the model that step within the backward pass."""
+    own = unwrapped(optimizers)
+    return own + [each for each in in_backward(model) if each not in own]
+
+
+def load_in_place(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state, and leave its state and its groups the objects that they were.
+
+    ``load_state_dict`` makes new ones, of which a wrapper, or whoever else holds them, does not hear. An entry that
+    belongs to none of its parameters, such as the place that TorchRec keeps for its warm-up, stays as it is.
+    """
+    mine, groups = optimizer.state, optimizer.param_groups
+    params = {param for group in groups for param in group["params"]}
+    others = {key: value for key, value in mine.items() if key not in params}
+    optimizer.load_state_dict(dict(state))
+    loaded = {**optimizer.state, **others}
+    mine.clear()
+    mine.update(loaded)
+    for group, new in zip(groups, optimizer.param_groups, strict=True):
+        new = dict(new)
+        group.clear()
+        group.update(new)
+    optimizer.state, optimizer.param_groups = mine, groups
+
+
+def own_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return ``state_dict()`` without what belongs to none of the optimizer's parameters, on which torch would fail."""
+    params = {param for group in optimizer.param_groups for param in group["params"]}
+    others = {key: optimizer.state.pop(key) for key in list(optimizer.state) if key not in params}
+    try:
+        return optimizer.state_dict()
+    finally:
+        optimizer.state.update(others)
+
+
+def _within(optimizer: object, name: str) -> list[Optimizer]:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{name} has {optimizer!r}; expected torch.optim.Optimizer objects")
+    kinds = [kind.__name__ for kind in type(optimizer).__mro__]
+    place = next((_WITHIN[kind] for kind in kinds if kind in _WITHIN), None)
+    if place is not None:
+        inner = getattr(optimizer, place)
+        inner = [each for _, each in inner] if isinstance(inner, list) else [inner]
+        return [found for each in inner for found in _within(each, name)]
+    if not getattr(type(optimizer).step, "hooked", False):  # as torch marks the classes that it has prepared
+        raise TypeError(
+            f"{name} has a {kinds[0]}, whose step runs no hooks; expected an optimizer of torch's, or one in a wrapper "
+            "of accelerate, Lightning or TorchRec: give the optimizer that it wraps, or leave it out"
+        )
+    return [optimizer]
