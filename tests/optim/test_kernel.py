@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from properties import over
-from surefoot import Adagrad, AdaptiveGradientClip, Clippy, GradientClip, NoClip, Rule
+from surefoot import Adagrad, AdaptiveGradientClip, Clippy, GradientClip, NoClip, Rule, clip_updates
 from surefoot.optim import kernel
 
 LR = 0.1
@@ -375,6 +376,73 @@ def test_what_the_kernel_takes() -> None:
     assert kernel.takes(x, Parameter(x), x[:2], torch.ones(()), torch.ones(0)) == kernel.available()
     for other in (x.mT, x.double(), x.bfloat16(), x.to_sparse(), x.to("meta"), x[:, 1], x.to(torch.complex64)):
         assert not kernel.takes(x, other)
+
+
+def negative(shape: tuple[int, ...]) -> Tensor:
+    """Draw numbers of which the memory holds the negative, as the gradient of a conjugate's imaginary part does."""
+    found = torch._neg_view(torch.randn(shape))  # pyright: ignore[reportPrivateImportUsage]
+    assert found.is_neg()
+    assert found.is_contiguous()
+    return found
+
+
+STEPPED: dict[str, Any] = {
+    "kernel": lambda params: Adagrad(params, LR, rule=TIGHT),
+    "eager": lambda params: Adagrad(params, LR, rule=TIGHT, fused=False),
+    "by unit": lambda params: Adagrad(params, LR, rule=AdaptiveGradientClip(1e-3)),
+    "attached": lambda params: attached(torch.optim.SGD(params, LR), TIGHT),
+    "attached, by unit": lambda params: attached(torch.optim.SGD(params, LR), AdaptiveGradientClip(1e-3)),
+}
+
+
+def attached(optimizer: Optimizer, rule: Rule) -> Optimizer:
+    clip_updates(optimizer, rule)
+    return optimizer
+
+
+@over("count", [1, 12])
+@over("which", {"gradients": (False, True), "weights": (True, False), "both": (True, True)})
+@over("make", STEPPED)
+def test_numbers_whose_memory_is_their_negative_step_as_what_they_are(
+    make: Any, which: tuple[bool, bool], count: int
+) -> None:
+    params = [Parameter(negative((3, 2)) if which[0] else torch.randn(3, 2)) for _ in range(count)]
+    twins = [Parameter(p.detach().resolve_neg().clone()) for p in params]
+    optimizers = make(params), make(twins)
+    for _ in range(2):
+        for p, q in zip(params, twins, strict=True):
+            p.grad = negative((3, 2)) if which[1] else torch.randn(3, 2)
+            q.grad = p.grad.resolve_neg().clone()
+        for each in optimizers:
+            each.step()
+    for p, q in zip(params, twins, strict=True):
+        assert not torch.equal(q, torch.zeros_like(q))
+        torch.testing.assert_close(p.detach().resolve_neg(), q.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_the_gradient_of_a_conjugate_goes_downhill() -> None:
+    x = Parameter(torch.ones(1))
+    y = torch.complex(torch.zeros(1), x)
+    (y.conj() * (2 + 3j)).real.sum().backward()
+    Adagrad([x], LR, rule=Clippy()).step()
+    torch.testing.assert_close(x.detach(), torch.tensor([1 - LR * 3 / (9 + 0.1) ** 0.5]))
+
+
+def test_a_gradient_without_memory_is_a_gradient() -> None:
+    p = Parameter(torch.ones(3))
+    p.grad = torch._efficientzerotensor(3)  # pyright: ignore[reportPrivateImportUsage]
+    assert not kernel.takes(p, p.grad)
+    Adagrad([p], LR, rule=Clippy(), weight_decay=0.5).step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), 1 - LR * 0.5))
+
+
+@over("fused", [None, False])
+def test_a_gradient_of_weights_that_have_been_replaced_is_refused(fused: bool | None) -> None:
+    p = Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    p.data = torch.ones(100_000)
+    with pytest.raises(ValueError, match=r"shape \(100000,\) whose gradient has the shape \(3,\); expected a gradient"):
+        Adagrad([p], LR, fused=fused).step()
 
 
 # With and without a compiler: in a process of its own, since the kernel is compiled once in a life

@@ -332,7 +332,7 @@ def _load(path: Path) -> Any:
 
 
 def _checksum(tensor: Tensor) -> int:
-    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    numbers: Any = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
     return zlib.crc32(numbers)
 
 

@@ -154,7 +154,8 @@ def _inverse(scale: Tensor) -> Tensor:
 
 def _takes(look: Look) -> bool:
     plain = not isinstance(look.lr, Tensor) or readable(look.lr)
-    return plain and readable(look.sigma) and kernel.takes(look.weight, look.grad, look.beside)
+    alike = look.weight.shape == look.grad.shape == look.beside.shape
+    return plain and alike and readable(look.sigma) and kernel.takes(look.weight, look.grad, look.beside)
 
 
 def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Tensor]:

@@ -212,6 +212,11 @@ class Adagrad(Optimizer):
                         f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
                         f"{tuple(total.shape)}; expected weights that keep their shape between steps"
                     )
+                if grad.shape != param.shape:  # torch refuses to set one, but the weights may have been replaced since
+                    raise ValueError(
+                        f"params has a parameter of shape {tuple(param.shape)} whose gradient has the shape "
+                        f"{tuple(grad.shape)}; expected a gradient of the weights as they are now"
+                    )
                 several = fast if fits and kernel.takes(param, grad, total) else slow
                 several.append(Item(param, grad, total, options, scale, None))
         return fast, slow

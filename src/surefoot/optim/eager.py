@@ -97,7 +97,7 @@ def moves(items: Sequence[Item]) -> list[Move]:
     for item in items:
         if item.grad.is_sparse:
             found.append(_Rows(item))
-        elif item.options.rule.scope is not Scope.UNIT and item.param.numel() <= _SMALL:
+        elif _gathers(item):
             key = (item.options, item.param.dtype, item.grad.dtype, item.param.device, id(item.skip))
             small.setdefault(key, []).append(item)
         else:
@@ -105,6 +105,11 @@ def moves(items: Sequence[Item]) -> list[Move]:
     for alike in small.values():
         found += [_Gathered(alike)] if len(alike) >= _FEW else [_Whole(item) for item in alike]
     return found
+
+
+def _gathers(item: Item) -> bool:
+    """Whether a dense parameter goes with others: torch copies no list into tensors that hold the negative."""
+    return item.options.rule.scope is not Scope.UNIT and item.param.numel() <= _SMALL and not item.param.is_neg()
 
 
 class _Whole(Move):

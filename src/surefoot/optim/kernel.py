@@ -45,13 +45,15 @@ _FLAGS = (
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Return whether the kernel can be had and these are plain contiguous float32 tensors on the CPU."""
+    """Return whether the kernel can be had and these are plain contiguous float32 tensors in the CPU's memory."""
     if not available():
         return False
     for x in tensors:  # a loop: this runs for every tensor of every step
         if type(x) is not Parameter and type(x) is not Tensor:
             return False
         if x.dtype is not torch.float32 or x.layout is not torch.strided or not x.is_cpu or not x.is_contiguous():
+            return False
+        if x.is_neg() or (not x.data_ptr() and x.numel()):  # its memory is not its value, or is not there
             return False
     return True
 
