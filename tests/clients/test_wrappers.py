@@ -292,6 +292,15 @@ def test_a_loss_that_is_not_finite_is_refused_before_backward(tmp_path: Path) ->
     assert "skipped" in (tmp_path / "events.jsonl").read_text()
 
 
+def test_a_refused_batch_leaves_buffers_as_they_were(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    recovery = surefoot.Recovery(model, SGD(model.parameters(), lr=0.1), tmp_path)
+    for step in range(3):
+        assert recovery.before_backward(model(batch(step, bad=step == 1)[1]).square().mean()) == (step != 1)
+        recovery.step()
+    assert all(bool(buffer.isfinite().all()) for buffer in model.buffers())
+
+
 def test_tables_within_backward_are_saved_and_restored(tmp_path: Path) -> None:
     model, optimizer = with_tables_in_backward()
     (table,) = in_backward(model)

@@ -62,7 +62,7 @@ class Recovery:
     Raises:
         ValueError: if ``every`` or ``keep`` is not above 0, or there is no optimizer.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> from surefoot.monitor.recorder import Monitor
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -112,7 +112,8 @@ class Recovery:
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
         self._done = Action.NONE  # about the last of those
         apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
-        self._skips = [SkipRung(each) for each in (several, *apart) if each and ladder.skip]
+        self._skips = SkipRung(several) if several and ladder.skip else None
+        self._skips_apart = [SkipRung(each) for each in apart if ladder.skip]
         self._refused = 0  # losses since the last step
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
@@ -203,7 +204,7 @@ class Recovery:
     def close(self) -> None:
         """Take the hooks off the optimizers."""
         self._throttle.remove()
-        for rung in self._skips:
+        for rung in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
             rung.remove()
 
     def _end_step(self) -> None:
@@ -433,7 +434,7 @@ class Recovery:
     def _settle_buffers(self) -> None:
         """Give the model back the buffers of before its forward pass if no step followed: skipped, or only a look."""
         skipped = False if self._skips is None else self._skips.last()
-        self._buffers.settle(True if self.holding else skipped)
+        self._buffers.settle(True if self.holding or self._refused else skipped)
 
     def _forget_step(self) -> None:
         """Begin with the state as it is now: another one has been loaded."""
@@ -442,8 +443,9 @@ class Recovery:
             self._skips.last()
 
     def _count_skipped(self, now: bool) -> None:
-        count = max([rung.new(now=now) for rung in self._skips], default=0)
-        count, self._refused = max(count, self._refused), 0
+        counts = [rung.new(now=now) for rung in self._skips_apart]
+        counts += [self._refused, 0 if self._skips is None else self._skips.new(now=now)]
+        count, self._refused = max(counts), 0
         if not count:
             return
         state = self._state
