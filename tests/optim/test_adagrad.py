@@ -175,15 +175,16 @@ def test_one_step_of_the_authors_unit_tests(case: OneStep) -> None:
     assert optimizer.clip_factors()[w].item() == pytest.approx(sigma)
 
 
-def test_tfrs_and_paper_defaults() -> None:
+def test_own_tfrs_and_paper_defaults() -> None:
     expected = {
-        ClippyAdagrad: (Clippy(0.5, 1e-2), 0.0, Epsilon.OUTSIDE, Accumulate.BEFORE),
-        ClippyAdagrad.tfrs: (Clippy(0.1, 1e-7), 1e-7, Epsilon.INSIDE, Accumulate.AFTER),
+        ClippyAdagrad: (Clippy(0.5, 1e-2), 1e-6, 0.0, Epsilon.OUTSIDE, Accumulate.BEFORE),
+        ClippyAdagrad.paper: (Clippy(0.5, 1e-2), 0.1, 0.0, Epsilon.OUTSIDE, Accumulate.BEFORE),
+        ClippyAdagrad.tfrs: (Clippy(0.1, 1e-7), 0.1, 1e-7, Epsilon.INSIDE, Accumulate.AFTER),
     }
     for make, values in expected.items():
         group = make(parameters(), lr=0.1).param_groups[0]
-        assert tuple(group[name] for name in ("rule", "eps", "epsilon", "accumulate")) == values
-        assert group["initial_accumulator_value"] == 0.1
+        names = ("rule", "initial_accumulator_value", "eps", "epsilon", "accumulate")
+        assert tuple(group[name] for name in names) == values
     assert ClippyAdagrad.tfrs(parameters()).param_groups[0]["lr"] == 1e-3
 
 
@@ -481,11 +482,11 @@ def test_groups_have_their_own_rule_and_rate() -> None:
 def test_a_group_added_later_starts_afresh() -> None:
     params = parameters()
     alone, steps = twins(params), gradients(params, 10)
-    optimizer = ClippyAdagrad(params[:2], LR)
+    optimizer = ClippyAdagrad.paper(params[:2], LR)
     follow(optimizer, params[:2], [grads[:2] for grads in steps[:5]])
     optimizer.add_param_group({"params": params[2:], "lr": 0.5, "rule": GradientClip(), "accumulate": "after"})
     follow(optimizer, params, steps[5:])
-    follow(ClippyAdagrad(alone[:2], LR), alone[:2], [grads[:2] for grads in steps])
+    follow(ClippyAdagrad.paper(alone[:2], LR), alone[:2], [grads[:2] for grads in steps])
     late = Adagrad(alone[2:], 0.5, rule=GradientClip(), accumulate=Accumulate.AFTER)
     follow(late, alone[2:], [grads[2:] for grads in steps[5:]])
     assert_equal(params, alone)

@@ -11,6 +11,7 @@ from surefoot import checks
 from surefoot.optim import checkpoint, eager, kernel, nonfinite
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
 from surefoot.optim.nonfinite import NonFinite
+from surefoot.optim.slow_start import SlowStart
 from surefoot.rules import Clippy, NoClip, Rule, Scope, checked
 
 _ENUMS = {"epsilon": Epsilon, "accumulate": Accumulate}
@@ -31,7 +32,8 @@ class Adagrad(Optimizer):
         lr: the learning rate :math:`\eta`, a float or a 0-d tensor.
         rule: gives the factor :math:`\sigma`. A rule over the whole model (``GlobalGradientClip``) covers all
             parameters whose groups have an equal rule.
-        initial_accumulator_value: :math:`G_0`. Default 0.1, as in the paper.
+        initial_accumulator_value: :math:`G_0`. Default 0.1, as in the paper: without a rule, or under one that does
+            not see the size of the step, it is what keeps the first steps small. ``ClippyAdagrad`` has a lower one.
         eps: :math:`\epsilon`; 0 in the paper. A coordinate whose gradient has always been 0 does not move.
         epsilon: where eps stands. An enum here and in ``accumulate`` and ``nonfinite``, or its value.
         accumulate: when G takes in the squared gradient.
@@ -82,6 +84,7 @@ class Adagrad(Optimizer):
             raise ValueError("fused is True and no C++ compiler is found; expected None or False on this machine")
         self._fused = fused is not False
         self._nonfinite = NonFinite(nonfinite)
+        self._slow_start = SlowStart(type(self).__name__)
         self._forget()
         defaults = {
             "lr": lr,
@@ -108,7 +111,8 @@ class Adagrad(Optimizer):
         return super().__getstate__() | {"_fused": self._fused, "_nonfinite": self._nonfinite}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # also called by load_state_dict
+        self._slow_start = getattr(self, "_slow_start", None) or SlowStart(type(self).__name__)
         self._forget()
 
     def _forget(self) -> None:
@@ -146,6 +150,7 @@ class Adagrad(Optimizer):
             fast, slow = [], []
         self._move(fast, slow)
         self._skips.tell_once()
+        self._slow_start.after_step(self)
         return loss
 
     def clip_factors(self) -> dict[Tensor, Tensor]:

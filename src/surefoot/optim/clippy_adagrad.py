@@ -1,25 +1,38 @@
-"""Adagrad with Clippy: the paper's algorithm 1, and the semantics of TensorFlow Recommenders."""
+"""Adagrad with Clippy: for a whole ranking model, as the paper has it, and as TensorFlow Recommenders has it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.eager import Accumulate, Epsilon
+from surefoot.optim.groups import NamePattern, parameter_groups
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.rules import Clippy
+from surefoot.rules import Clippy, NoClip
+
+START = 1e-6
+"""Of the accumulator. Not 0: the first step of a coordinate would then have the size of the rate however small its
+gradient, rounding noise included, and a squared gradient that underflows would be divided by 0."""
 
 
 class ClippyAdagrad(Adagrad):
-    """Adagrad with Clippy, algorithm 1 of the paper, with the paper's defaults.
+    """Adagrad with Clippy, algorithm 1 of the paper, from an accumulator that is almost empty.
+
+    The thresholds are the paper's. The accumulator's start is not: the paper's 0.1, there to keep Adagrad's first steps
+    small, slows every weight whose gradients are small, and with Clippy it is not needed (``benchmarks/two_lines.py``
+    has the figures). ``ClippyAdagrad.paper`` has the paper's, ``ClippyAdagrad.tfrs`` those of TensorFlow Recommenders.
+
+    A ranking model's embedding tables are better left unclipped, with a rate of their own: ``for_model`` does that.
+    A group may also say so itself: ``{"params": tables, "rule": NoClip(), "lr": 0.1}`` beside clipped groups.
 
     Args:
         params: parameters or parameter groups, as for ``Adagrad``.
         lr: the learning rate.
         relative: Clippy's bound on a weight's change relative to itself.
         absolute: Clippy's bound in units of the weight.
-        initial_accumulator_value: the accumulator's start.
+        initial_accumulator_value: the accumulator's start. Above 0, so that a first gradient that is mere rounding
+            noise does not move its weight by the whole rate.
         eps: added to the root of the accumulator; 0 in the paper.
         weight_decay: decoupled, outside the bound.
         maximize: go up the gradient instead of down.
@@ -45,7 +58,7 @@ class ClippyAdagrad(Adagrad):
         *,
         relative: float = 0.5,
         absolute: float = 1e-2,
-        initial_accumulator_value: float = 0.1,
+        initial_accumulator_value: float = START,
         eps: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
@@ -62,6 +75,99 @@ class ClippyAdagrad(Adagrad):
             maximize=maximize,
             nonfinite=nonfinite,
             fused=fused,
+        )
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        lr: float | Tensor,
+        *,
+        embedding_lr: float | Tensor = 0.1,
+        tables: Sequence[NamePattern] = (),
+        relative: float = 0.5,
+        absolute: float = 1e-2,
+        initial_accumulator_value: float = START,
+        weight_decay: float = 0.0,
+        nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
+    ) -> Self:
+        """Return one for a whole ranking model: embedding tables apart, in a group of their own.
+
+        As in the paper, tables are not clipped and have their own rate, and all other layers are clipped. Both start
+        from the same almost empty accumulator, in one optimizer: one step, one state dict, one decision on gradients
+        that are not finite. Sparse and dense gradients may stand side by side.
+
+        Args:
+            model: the model, after whatever replaces its parameters.
+            lr: the rate of all that is no embedding table.
+            embedding_lr: the rate of the embedding tables. Unlike ``lr`` it is not bounded by a rule.
+            tables: name patterns of embedding tables beside those that are told by their module's class, as for
+                ``parameter_groups``: ``("*.lookup",)``.
+            relative: Clippy's bound on a weight's change relative to itself.
+            absolute: Clippy's bound in units of the weight.
+            initial_accumulator_value: the accumulator's start.
+            weight_decay: of all that is no table; decoupled, outside the bound.
+            nonfinite: what happens when a gradient is NaN or infinite; by default the step is skipped.
+
+        Raises:
+            TypeError: if the model is none, or a pattern is neither a glob nor a compiled regular expression.
+            ValueError: if a number is out of range, or a pattern matches no parameter, naming the closest name.
+
+        >>> model = nn.Sequential(nn.EmbeddingBag(100, 4, sparse=True), nn.Linear(4, 1))
+        >>> optimizer = ClippyAdagrad.for_model(model, lr=0.1)
+        >>> [(group["param_names"], type(group["rule"]).__name__, group["lr"]) for group in optimizer.param_groups]
+        [(['1.weight', '1.bias'], 'Clippy', 0.1), (['0.weight'], 'NoClip', 0.1)]
+        """
+        groups = parameter_groups(
+            model,
+            lr=lr,
+            embedding_lr=embedding_lr,
+            embedding_rule=NoClip(),
+            weight_decay=weight_decay,
+            tables=tables,
+        )
+        return cls(
+            groups.all,
+            lr,
+            relative=relative,
+            absolute=absolute,
+            initial_accumulator_value=initial_accumulator_value,
+            nonfinite=nonfinite,
+        )
+
+    @classmethod
+    def paper(
+        cls,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        relative: float = 0.5,
+        absolute: float = 1e-2,
+        initial_accumulator_value: float = 0.1,
+        nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
+    ) -> Self:
+        """Return one with all of the paper's values, its accumulator's start of 0.1 included.
+
+        Args:
+            params: parameters or parameter groups.
+            lr: the learning rate.
+            relative: Clippy's bound on a weight's change relative to itself.
+            absolute: Clippy's bound in units of the weight.
+            initial_accumulator_value: the accumulator's start.
+            nonfinite: what happens when a gradient is NaN or infinite; by default the step is skipped.
+
+        Raises:
+            ValueError: if an option is out of range, naming it and the value.
+
+        Reference: algorithm 1 and section 5 of J. Tang et al., arXiv:2302.09178.
+        """
+        return cls(
+            params,
+            lr,
+            relative=relative,
+            absolute=absolute,
+            initial_accumulator_value=initial_accumulator_value,
+            nonfinite=nonfinite,
         )
 
     @classmethod

@@ -64,7 +64,7 @@ class Assignment:
     name: str
     param: nn.Parameter = field(repr=False, compare=False)
     embedding: bool
-    options: dict[str, Any]  # lr and, where set, weight_decay and rule
+    options: dict[str, Any]  # lr and, where set, weight_decay, rule and initial_accumulator_value
     layers_above: int  # the power of the depth decay
     patterns: tuple[NamePattern, ...]  # that match the name, the one that won first
 
@@ -73,7 +73,7 @@ class Assignment:
 class ParameterGroups:
     """A model's trainable parameters in groups. ``print`` shows a table of what went where.
 
-    ``dense`` and ``embedding`` are made anew each time, since an optimizer writes its defaults into what it is given.
+    ``dense``, ``embedding`` and ``all`` are made anew each time: an optimizer writes its defaults into them.
 
     Args:
         assignments: one for each trainable parameter, in the model's order.
@@ -92,6 +92,11 @@ class ParameterGroups:
     def embedding(self) -> list[dict[str, Any]]:
         """Groups of the embedding tables, for an optimizer of their own; empty if there are none."""
         return self._groups(embedding=True)
+
+    @property
+    def all(self) -> list[dict[str, Any]]:
+        """Both, the dense ones first, for one optimizer that reads a group's ``rule``: ``surefoot.Adagrad``."""
+        return self.dense + self.embedding
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -127,6 +132,9 @@ def parameter_groups(
     *,
     lr: float | Tensor,
     embedding_lr: float | Tensor | None = None,
+    embedding_rule: Rule | None = None,
+    embedding_initial_accumulator_value: float | None = None,
+    tables: Sequence[NamePattern] = (),
     weight_decay: float | None = None,
     rule: Rule | None = None,
     overrides: Sequence[GroupSpec] = (),
@@ -142,13 +150,15 @@ def parameter_groups(
     The groups go into ``surefoot.Adagrad``, ``surefoot.ClippyAdagrad`` and every torch optimizer. A group's own rate
     wins over the rate that the optimizer is given. Where an option is None the groups do not have it, and the
     optimizer's own default holds. Group dicts hold ``params``, ``param_names``, ``lr`` and, where set,
-    ``weight_decay`` and ``rule``; torch's own optimizers do not read ``rule``.
+    ``weight_decay``, ``rule`` and ``initial_accumulator_value``; torch's own optimizers read neither of the last two
+    (``torch.optim.Adagrad`` takes the start as an argument of its own, for all groups).
 
     Embedding tables (``nn.Embedding``, ``nn.EmbeddingBag``, TorchRec's ``EmbeddingBagCollection`` and
-    ``EmbeddingCollection``) are told by their module's class. They get an optimizer of their own, and neither
-    ``weight_decay``, ``rule`` nor, by default, ``depth_decay``: only an override that matches them sets these. Tables
-    that FBGEMM or TorchRec updates inside the backward pass never show a gradient: no optimizer that these groups
-    go into moves them, and no rule reaches them.
+    ``EmbeddingCollection``, with sparse or dense gradients, also as the members of a ``ModuleDict``) are told by their
+    module's class, others by ``tables``. They get groups of their own, for an optimizer of their own or, with an
+    ``embedding_rule``, for the one that steps the rest too. They get neither ``weight_decay``, ``rule`` nor, by
+    default, ``depth_decay``: only an override that matches them sets these. Tables that FBGEMM or TorchRec updates
+    inside the backward pass never show a gradient: no optimizer that these groups go into moves them.
 
     A tied parameter appears once, under the first of its names; a pattern may match any of them. It is an embedding
     table if any module that owns it is one. Parameters that require no gradient are left out and listed as frozen.
@@ -158,6 +168,9 @@ def parameter_groups(
         model: the model, after whatever replaces its parameters (``to_empty``, ``fully_shard``).
         lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets its own copy.
         embedding_lr: the rate of the embedding tables; None is ``lr``.
+        embedding_rule: of the embedding tables: ``NoClip()`` leaves them unclipped in an optimizer that clips.
+        embedding_initial_accumulator_value: what their Adagrad starts from.
+        tables: name patterns of further embedding tables, such as bare parameters that are looked up in.
         weight_decay: of the dense parameters.
         rule: of the dense parameters, for optimizers that read it.
         overrides: by name pattern; the first that matches a parameter wins and the others are reported.
@@ -198,26 +211,33 @@ def parameter_groups(
     for spec in overrides:
         if not isinstance(spec, GroupSpec):
             raise TypeError(f"overrides has {spec!r}; expected objects such as surefoot.GroupSpec('heads.*')")
+    if embedding_rule is not None:
+        checked(embedding_rule, "embedding_rule")
+    if embedding_initial_accumulator_value is not None:
+        _check_number("embedding_initial_accumulator_value", embedding_initial_accumulator_value)
     _check_depth(depth_decay, layers)
-    params, tables = named_parameters(model), embedding_tables(model)
+    params = named_parameters(model)
+    found_tables = embedding_tables(model) | _named_tables(tables, params)
     if not any(param.requires_grad for param, _ in params):
         raise ValueError("model has no parameter that requires a gradient; expected at least one")
     matched = match_names("overrides", [spec.pattern for spec in overrides], params)
-    above = {} if depth_decay is None else _layers_above(params, tables, layers)
+    above = {} if depth_decay is None else _layers_above(params, found_tables, layers)
     dense = GroupSpec("*", weight_decay=weight_decay, rule=rule), lr
-    table = GroupSpec("*"), lr if embedding_lr is None else embedding_lr
+    table = GroupSpec("*", rule=embedding_rule), lr if embedding_lr is None else embedding_lr
     assignments: list[Assignment] = []
     for (param, names), found in zip(params, matched, strict=True):
-        default, rate = table if param in tables else dense
+        is_table = param in found_tables
+        default, rate = table if is_table else dense
         spec, height = overrides[found[0]] if found else default, above.get(param, 0)
         options = {
             "lr": rate * ((depth_decay or 1.0) ** height * spec.lr_multiplier),
             "weight_decay": default.weight_decay if spec.weight_decay is None else spec.weight_decay,
             "rule": default.rule if spec.rule is None else spec.rule,
+            "initial_accumulator_value": embedding_initial_accumulator_value if is_table else None,
         }
         options = {name: value for name, value in options.items() if value is not None}
         patterns = tuple(overrides[i].pattern for i in found)
-        assignments.append(Assignment(names[0], param, param in tables, options, height, patterns))
+        assignments.append(Assignment(names[0], param, is_table, options, height, patterns))
     frozen = tuple(a.name for a in assignments if not a.param.requires_grad)
     return ParameterGroups(tuple(a for a in assignments if a.param.requires_grad), frozen)
 
@@ -269,6 +289,13 @@ def match_names(
                 f"stands before it and also matches {among[0][0].names[0]!r}; expected the narrower pattern first"
             )
     return matched
+
+
+def _named_tables(patterns: Sequence[NamePattern], params: Sequence[NamedParameter]) -> set[nn.Parameter]:
+    if isinstance(patterns, str | re.Pattern):
+        raise TypeError(f"tables is {patterns!r}; expected a sequence of patterns")
+    matched = match_names("tables", patterns, params)
+    return {named.param for named, found in zip(params, matched, strict=True) if found}
 
 
 def _matches(pattern: NamePattern, name: str) -> bool:
