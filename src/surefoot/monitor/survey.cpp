@@ -14,6 +14,11 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kTiny = 1.0842021724855044e-19f;  // as in kernel.cpp
 
+// A single chunk needs no second thread: none is woken, and none is waited for in a forked process.
+inline int team(int64_t chunks, int threads) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(chunks, threads)));
+}
+
 struct Chunk {
   int64_t tensor, start, stop, first;  // rows of the tensor, and where they stand among all rows
 };
@@ -115,7 +120,7 @@ int surefoot_survey(int64_t tensors, const float* const* weights, const float* c
   const std::vector<Chunk> chunks = chunks_of(tensors, rows, widths);
   const int64_t count = static_cast<int64_t>(chunks.size());
   const Bound bound = {relative, absolute};
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(count, threads)) schedule(static)
   for (int64_t c = 0; c < count; ++c) {
     const Chunk& chunk = chunks[c];
     const int64_t t = chunk.tensor, width = widths[t];
@@ -142,7 +147,7 @@ int surefoot_ratios(int64_t tensors, const float* const* weights, const float* c
   const int64_t count = static_cast<int64_t>(chunks.size());
   const Bound bound = {relative, absolute};
   std::vector<float> lows(count);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(count, threads)) schedule(static)
   for (int64_t c = 0; c < count; ++c) {
     const int64_t t = chunks[c].tensor, start = chunks[c].start;
     const Rates rates = {backs[t], options[3 * t], options[3 * t + 1], options[3 * t + 2]};

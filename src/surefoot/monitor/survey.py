@@ -17,11 +17,12 @@ from torch import Tensor
 
 from surefoot.monitor import stats
 from surefoot.monitor.stats import Moments, Step
-from surefoot.optim import kernel
+from surefoot.optim import compiled, kernel
 from surefoot.optim.nonfinite import readable
 from surefoot.rules import Clippy, Rule, broadcast, wide
 
 _SOURCE = "monitor/survey.cpp"
+_FUNCTIONS = ("surefoot_survey", "surefoot_ratios")
 
 
 class Look(NamedTuple):
@@ -155,7 +156,9 @@ def _inverse(scale: Tensor) -> Tensor:
 def _takes(look: Look) -> bool:
     plain = not isinstance(look.lr, Tensor) or readable(look.lr)
     alike = look.weight.shape == look.grad.shape == look.beside.shape
-    return plain and alike and readable(look.sigma) and kernel.takes(look.weight, look.grad, look.beside)
+    if not (plain and alike and readable(look.sigma) and kernel.takes(look.weight, look.grad, look.beside)):
+        return False
+    return compiled.library(_SOURCE, *_FUNCTIONS) is not None
 
 
 def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Tensor]:
@@ -192,7 +195,7 @@ def _call(
     *more: object,
 ) -> None:
     """Call the kernel on looks: addresses, ``sizes``, options, ``tensors``, the rest."""
-    library = kernel.compiled(_SOURCE)
+    library = compiled.library(_SOURCE, *_FUNCTIONS)
     assert library is not None
     options = array("f", [x for look in looks for x in (float(look.lr), look.eps, look.sign)])
     columns = [array("Q", [x.data_ptr() for x in column]) for column in zip(*(look[:3] for look in looks), strict=True)]
@@ -204,7 +207,7 @@ def _call(
         *more,
         int(looks[0].adagrad),
         *bounds,
-        torch.get_num_threads(),
+        compiled.threads(),
     )
 
 

@@ -14,6 +14,11 @@ constexpr int64_t kChunk = 32768;
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kTiny = 1.0842021724855044e-19f;  // the root of the smallest normal number: what squares to 0 is below it
 
+// A single chunk needs no second thread: none is woken, and none is waited for in a forked process.
+inline int team(int64_t chunks, int threads) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(chunks, threads)));
+}
+
 struct Chunk {
   int64_t tensor, start, stop;
 };
@@ -44,7 +49,7 @@ int surefoot_nonfinite(int64_t tensors, const uint32_t* const* values, const int
   const std::vector<Chunk> chunks = chunks_of(tensors, sizes);
   const int64_t count = static_cast<int64_t>(chunks.size());
   int bad = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : bad)
+#pragma omp parallel for num_threads(team(count, threads)) schedule(static) reduction(| : bad)
   for (int64_t c = 0; c < count; ++c) {
     const uint32_t* bits = values[chunks[c].tensor];
     uint32_t top = 0;
@@ -63,7 +68,7 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<float> least(count, kInf);
 
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(team(count, threads))
   {
 #pragma omp for schedule(static)
     for (int64_t c = count - 1; c >= 0; --c) {  // backwards: the check read the last gradients last
@@ -113,7 +118,7 @@ int surefoot_clip_moves(int64_t tensors, float* const* weights, const float* con
   const int64_t count = static_cast<int64_t>(chunks.size());
   std::vector<float> least(count, kInf);
 
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(team(count, threads))
   {
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < count; ++c) {

@@ -1,8 +1,5 @@
 """Adagrad with Clippy on the CPU in one pass over memory: compiled on first use by the machine's own C++ compiler.
 
-The compiled library is kept in ``$XDG_CACHE_HOME/surefoot`` (``~/.cache/surefoot``), named by its source, the
-compiler and the processor. Without a compiler nothing is lost but speed.
-
 The kernel rounds as the eager path does, but for torch's vectorised square root, which may be one unit in the last
 place away. A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update; since |r| <= 1 when
 the accumulator leads, that adds an error of at most two units in the last place of the larger of |w| and the rate.
@@ -10,38 +7,18 @@ Where Clippy's absolute bound is below a thousandth of the rate that could be se
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from array import array
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from surefoot.optim import compiled
 from surefoot.rules import Clippy, NoClip, Rule
 
 _SOURCE = "optim/kernel.cpp"
-# -ffp-contract=off: one rounding where the source says so and nowhere else. The other two flags only say that nobody
-# reads errno or traps, without which roots and comparisons are not vectorised.
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-)
+_FUNCTIONS = ("surefoot_nonfinite", "surefoot_clippy_adagrad", "surefoot_clip_moves")
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -60,7 +37,7 @@ def takes(*tensors: Tensor) -> bool:
 
 def available() -> bool:
     """Return whether the kernel can be had on this machine; the first call compiles it, in about a second."""
-    return compiled(_SOURCE) is not None
+    return _library() is not None
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -131,54 +108,13 @@ def floats(*shape: int) -> Tensor:
 
 def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:
     """Call the kernel on lists of tensors: their number, a list of addresses for each list, their sizes, the rest."""
-    library = compiled(_SOURCE)
+    library = _library()
     assert library is not None
     columns = [array("Q", [x.data_ptr() for x in tensors]) for tensors in lists]
     columns.append(array("q", [x.numel() for x in lists[0]]))
     addresses = [ctypes.c_void_p(column.buffer_info()[0]) for column in columns]
-    return getattr(library, function)(ctypes.c_int64(len(lists[0])), *addresses, *more, torch.get_num_threads())
+    return getattr(library, function)(ctypes.c_int64(len(lists[0])), *addresses, *more, compiled.threads())
 
 
-@cache
-def compiled(file: str) -> ctypes.CDLL | None:
-    """Return the compiled library of a source file of surefoot; None, having said so once, where that cannot be.
-
-    Args:
-        file: its path within the package.
-    """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None
-    source = (files("surefoot") / file).read_bytes()
-    digest = hashlib.sha256(b"\0".join([source, compiler.encode(), *map(str.encode, _FLAGS), _processor()])).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
-    library = folder / f"{Path(file).stem}-{digest[:16]}.so"
-    try:
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _compile(compiler, source, library)
-        return ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError) as error:
-        why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        warnings.warn(
-            f"surefoot's C++ kernel is not to be had, the eager path serves: {why}", RuntimeWarning, stacklevel=2
-        )
-        return None
-
-
-def _compile(compiler: str, source: bytes, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        text, built = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
-        text.write_bytes(source)
-        command = [compiler, *_FLAGS, str(text), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        built.rename(library)  # whole or not there, also when several processes compile at once
-
-
-def _processor() -> bytes:
-    """Return what -march=native depends on."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor().encode()
-    return "".join(sorted({line for line in text.splitlines() if line.startswith(("flags", "Features"))})).encode()
+def _library() -> ctypes.CDLL | None:
+    return compiled.library(_SOURCE, *_FUNCTIONS)
