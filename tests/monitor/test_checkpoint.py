@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_disk import FULL, Disk
 from states import equal
 from torch import nn
 
@@ -126,6 +127,43 @@ def test_what_is_kept(tmp_path: Path):
     assert checkpoints.latest_healthy(before=9) is None
     checkpoints.save(70, state_of(70))  # made again: known of it is nothing yet
     assert kept() == {Tag.PENDING: [70], Tag.HEALTHY: [10, 50], Tag.SUSPECT: []}
+
+
+@over("full", FULL)
+def test_what_cannot_be_written_leaves_all_as_it_was(full: Disk, tmp_path: Path):
+    with full(tmp_path) as (folder, disk):
+        checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        checkpoints.save(1, state_of(1, 100_000))
+        checkpoints.tag_healthy(1)
+        disk.fill()
+        for step in (1, 2):
+            with pytest.raises(OSError, match=r"No space left on device|File too large"):
+                checkpoints.save(step, state_of(step, 100_000))
+        assert [(entry.step, entry.tag) for entry in checkpoints.entries()] == [(1, Tag.HEALTHY)]
+        healthy = checkpoints.latest_healthy()
+        assert healthy is not None
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [healthy.name]
+        assert equal(checkpoints.load(healthy), state_of(1, 100_000))
+        disk.empty()
+        checkpoints.save(3, state_of(3, 100_000))
+        assert checkpoints.entries()[-1].step == 3
+
+
+def test_the_last_healthy_one_is_never_deleted(tmp_path: Path):
+    """However many came after it that are pending, suspect or damaged."""
+    checkpoints = Checkpoints(tmp_path, keep=1, waiting=1)
+    checkpoints.save(5, state_of(5))
+    checkpoints.tag_healthy(5)
+    for step in range(10, 200, 10):
+        checkpoints.save(step, state_of(step))
+        if step % 30 == 0:
+            checkpoints.tag_suspect(5)
+        assert checkpoints.latest_healthy() == tmp_path / "step-000000005.healthy.pt"
+    (tmp_path / "step-000000190.pt").write_bytes(b"")
+    checkpoints.tag_healthy(190)  # of what is damaged it is not known
+    latest = checkpoints.latest_healthy()
+    assert latest is not None
+    assert equal(checkpoints.load(latest), state_of(int(latest.name[5:14])))
 
 
 class Trap:

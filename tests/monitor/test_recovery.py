@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from full_disk import FULL, Disk
 from states import equal
 from torch import distributed, nn
 from torch.optim import Optimizer
@@ -579,12 +580,50 @@ def test_a_loader_without_a_position_is_left_where_it_is(folder: Path):
     assert loop.loader.position == (0, 45)
 
 
-def test_a_full_disk_ends_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    loop = Loop(folder)
-    (folder / "checkpoints" / "step-000000005.draft").mkdir()  # where the next file would be written
-    with pytest.warns(UserWarning, match="the checkpoint after 5 steps was not written"):
-        loop.run(5)
-    assert loop.told == ["checkpoint_failed"]
+@over("full", FULL)
+def test_a_full_disk_ends_no_training_and_loses_nothing(full: Disk, folder: Path):
+    with full(folder) as (run, disk):
+        loop = Loop(run, Ladder(roll_back=AT_ONCE, confirm=10), keep=100)  # an old one that goes makes room
+        loop.run(44)
+        disk.fill()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            loop.run(6)
+            assert loop.step(Sign(50, "auc")) is Action.ROLLED_BACK
+            loop.run(5)
+        assert {str(each.message).partition(":")[0] for each in told} >= {
+            "the checkpoint after 45 steps was not written",
+            f"{run / 'events.jsonl'} cannot be written, so events wait for room",
+        }
+        assert loop.told == []
+        assert loop.recovery.checkpoints.latest_healthy() is not None
+        disk.empty()
+        loop.step(Sign(loop.recovery.steps, "auc"))
+        assert loop.told[:5] == ["checkpoint_failed", "checkpoint_failed", "alarm", "rolled_back", "released"]
+        assert next(event["steps"] for event in loop.events if event["event"] == "rolled_back") == 40
+        steps = [event["step"] for event in loop.events]
+        assert steps == sorted(steps)
+
+
+@over("full", FULL)
+def test_a_disk_that_is_full_from_the_start_ends_no_training(full: Disk, folder: Path):
+    with full(folder) as (run, disk):
+        disk.fill()
+        with pytest.warns(UserWarning, match=r"(the checkpoint after 0 steps was not|events.jsonl cannot be) written"):
+            loop = Loop(run, seed=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert set(loop.run(12)) == {Action.NONE}
+            assert loop.step(Sign(12, "auc")) is Action.LOOKING
+        disk.empty()
+        loop.run(20)
+        assert loop.recovery.checkpoints.latest() is not None
+
+
+def test_a_folder_that_cannot_be_used_is_named(folder: Path):
+    (folder / "run").write_text("a file")
+    with pytest.raises(InputError, match=r"folder .*run.* cannot be written: "):
+        Loop(folder / "run")
 
 
 # Several ranks

@@ -1,5 +1,6 @@
 """Checkpoints that survive whatever kills the process, and what goes into one: everything a step depends on."""
 
+import io
 import os
 import re
 import zipfile
@@ -83,7 +84,8 @@ class Checkpoints:
 
         Raises:
             TypeError: if the state holds what cannot be read back safely.
-            OSError: if it cannot be written; nothing is left of it then.
+            OSError: if it cannot be written: the disk is full, say. Nothing is left of it then, and every earlier
+                checkpoint is as it was.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(step, Tag.PENDING)
@@ -91,10 +93,7 @@ class Checkpoints:
         for left in self.folder.glob("step-*.draft"):  # by a process that was killed
             left.unlink()
         try:
-            with draft.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(draft, dict(state))
             if unsafe := get_unsafe_globals_in_checkpoint(draft):
                 raise TypeError(
                     f"state holds an object made by {unsafe[0]}; expected tensors, numbers, strings, and lists, tuples "
@@ -110,8 +109,10 @@ class Checkpoints:
         return path
 
     def tag_healthy(self, up_to: int) -> None:
-        """Tag all pending checkpoints of the first ``up_to`` steps healthy."""
-        self._tag(Tag.HEALTHY, [entry for entry in self.entries() if entry.step <= up_to])
+        """Tag all pending checkpoints of the first ``up_to`` steps healthy, but for files that were cut short."""
+        self._tag(
+            Tag.HEALTHY, [each for each in self.entries() if each.step <= up_to and zipfile.is_zipfile(each.path)]
+        )
 
     def tag_suspect(self, after: int) -> None:
         """Tag all pending checkpoints of more than ``after`` steps suspect."""
@@ -198,6 +199,35 @@ class Checkpoints:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the data."""
+        left = memoryview(data).cast("B")
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return memoryview(data).nbytes
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """Write a state and bring it to the disk."""
+    with _File(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError:  # which is what torch makes of an OSError
+            if file.error is None:
+                raise
+            raise file.error from None
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> dict[str, Any]:

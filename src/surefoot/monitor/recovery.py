@@ -1,5 +1,6 @@
 """What a run does about an alarm: the ladder, climbed for any PyTorch loop and written into its journal."""
 
+import errno
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from surefoot.monitor.snapshot import Stateful, host_copy
 from surefoot.monitor.throttle import Throttle
 from surefoot.optim.wrappers import unwrapped, with_in_backward
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what ends no training, not even at its start
 _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 
 
@@ -61,6 +63,7 @@ class Recovery:
 
     Raises:
         ValueError: if ``every`` or ``keep`` is not above 0, or there is no optimizer.
+        InputError: if the folder cannot be written. A disk that is full, now or later, is warned of and ends nothing.
 
     >>> import tempfile, torch
     >>> from surefoot.monitor.recorder import Monitor
@@ -121,8 +124,7 @@ class Recovery:
         self._buffers = Buffers(model)
         self._must_resume = bool(self.checkpoints.entries())
         if not self._must_resume:
-            self.checkpoints.save(0, self._collect())
-            self.checkpoints.tag_healthy(0)
+            self._begin()
 
     @property
     def steps(self) -> int:
@@ -244,6 +246,17 @@ class Recovery:
             return self._climb(state.onset, "", f"no better {self.ladder.patience} steps later")
         return Action.NONE
 
+    def _begin(self) -> None:
+        """Save the state at the start, which counts as healthy."""
+        try:
+            self.checkpoints.save(0, self._collect())
+            self.checkpoints.tag_healthy(0)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                folder = self.checkpoints.folder
+                raise InputError(f"folder {folder} cannot be written: {error.strerror or error}") from None
+            self._tell_failed(error)
+
     # When nothing is wrong
 
     def _go_on(self) -> None:
@@ -263,7 +276,11 @@ class Recovery:
         state = self._state
         if not state.pending or state.pending[0] > up_to:
             return
-        self.checkpoints.tag_healthy(up_to)
+        try:
+            self.checkpoints.tag_healthy(up_to)
+        except OSError as error:  # they stay pending for now
+            self._tell_failed(error)
+            return
         if state.pending[0] > state.rolled_at and state.factor == 1.0:
             state.roll_backs = 0
         state.pending = [step for step in state.pending if step > up_to]
@@ -274,10 +291,13 @@ class Recovery:
         try:
             self.checkpoints.save(state.steps, self._collect())
         except OSError as error:
-            self._log("checkpoint_failed", reason=str(error))
-            warnings.warn(f"the checkpoint after {state.steps} steps was not written: {error}", stacklevel=4)
+            self._tell_failed(error)
         else:
             state.pending.append(state.steps)
+
+    def _tell_failed(self, error: OSError) -> None:
+        self._log("checkpoint_failed", reason=str(error))
+        warnings.warn(f"the checkpoint after {self._state.steps} steps was not written: {error}", stacklevel=5)
 
     def _collect(self) -> dict[str, Any]:
         state = collect_state(self._model, self._optimizers, loader=self._loader, **self._parts)
@@ -342,7 +362,10 @@ class Recovery:
             saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
         restore_state(saved, self._model, self._optimizers, **self._parts)
         self._forget_step()
-        self.checkpoints.tag_suspect(back_to)
+        try:
+            self.checkpoints.tag_suspect(back_to)
+        except OSError as error:
+            self._tell_failed(error)
         state.pending = []
         state.roll_backs += 1
         state.rolled_at = state.steps
@@ -454,4 +477,4 @@ class Recovery:
         state.skipped = state.steps - 1
 
     def _log(self, event: str, **details: Any) -> None:
-        self.journal.write(event, **{"step": self._state.steps - 1, **details})
+        self.journal.tell(event, **{"step": self._state.steps - 1, **details})
