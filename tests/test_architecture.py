@@ -27,11 +27,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("data.schema",),  # batches, tasks: what models, metrics and logs have in common
     ("rules",),
-    ("checks", "files", "settings"),
+    ("checks", "files", "outcomes", "settings"),
     ("errors",),
 )
 ONLY: dict[str, set[str]] = {  # tighter than the floor
-    "report": {"report", "files", "errors"},  # reads result files: no torch, nor a part that imports it
+    "report": {"report", "files", "outcomes", "errors"},  # reads result files: no torch, nor a part that imports it
 }
 HEAVY = ("polars", "pydantic", "plotly", "typer", "torchmetrics", "rich", "jinja2")  # the extras' business
 

@@ -59,6 +59,7 @@ def study(
             on_lost=say,
         )
     _print_tables(results)
+    _print_notices(out)
     console.print(f"Report: {write_report(out)}", soft_wrap=True)
 
 
@@ -140,13 +141,13 @@ def _print_tables(results: "Study") -> None:
         for line in (line for line in lines if line.model == model):
             method = chosen.get(line.method)
             rate = (
-                line.setting.removeprefix("rate ")
+                line.setting.removeprefix("rate ").replace(", at edge", " edge")
                 if method is None
                 else f"{method.multiple:g}x{' edge' if method.at_edge else ''}"
             )
             value = "" if method is None or method.value is None else f"{method.value:g}"
             name = line.method or model
-            table.add_row(name, rate, value, line.auc, line.rmse, line.diverged, line.falls_off.replace("above", ">"))
+            table.add_row(name, rate, value, line.auc, line.rmse, line.diverged.replace(" ", ""), line.falls_off)
         table.add_section()
     console.print(table)
     paper = plain_table(
@@ -156,6 +157,15 @@ def _print_tables(results: "Study") -> None:
         best = f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged"
         paper.add_row(method.name, best, line.paper)
     console.print(paper)
+
+
+def _print_notices(out: Path) -> None:
+    """Print what a reader must know before any score, as the report's first lines do."""
+    from surefoot.report.folder import read
+    from surefoot.report.notices import notices
+
+    for line in notices(read(out)):
+        console.print(line, style="yellow", highlight=False)
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -12,7 +12,14 @@ CONFIG = {
     "name": "tiny",
     "data": {"days": 5, "rows_per_day": 256},
     "training": {"batch_size": 64},
-    "search": {"rates": [1], "extra_trials": 1, "sweep": [1, 64], "seeds": [1, 2], "floor_rates": [0.1]},
+    "search": {
+        "rates": [1],
+        "extra_trials": 1,
+        "sweep": [1, 64],
+        "seeds": [1, 2],
+        "search_seeds": [0, 3],
+        "floor_rates": [0.1],
+    },
     "models": [{"name": "small", "hidden": [8]}, {"name": "large", "hidden": [8, 8], "cross_layers": 1}],
     "methods": [
         {"name": "naive", "rule": {"name": "naive"}},

@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import polars as pl
 import pytest
 
 from surefoot.errors import InputError
+from surefoot.files import read_sums
+from surefoot.outcomes import Score
 from surefoot.settings import load, parse
 from surefoot.study.config import StudyConfig
 from surefoot.study.protocol import run_study
@@ -19,7 +22,7 @@ CONFIG = {
     "name": "tiny",
     "data": {"days": 5, "rows_per_day": 128},
     "training": {"batch_size": 64},
-    "search": {"extra_trials": 2, "sweep": [1, 8], "seeds": [1, 2], "floor_rates": [0.1]},
+    "search": {"extra_trials": 2, "sweep": [1, 8], "search_seeds": [0, 3], "seeds": [1, 2], "floor_rates": [0.1]},
     "models": [{"name": "small", "hidden": [4]}, {"name": "large", "hidden": [8], "cross_layers": 1}],
     "methods": [
         {"name": "naive", "rule": {"name": "naive"}},
@@ -45,7 +48,8 @@ def search(quality: Any, rates: tuple[float, ...], values: tuple[float, ...], bu
     wanted = s.grid(rates)
     while wanted:
         for setting in wanted:
-            s.scores[setting] = quality(setting)
+            score = quality(setting)
+            s.scores[setting] = Score({}, 1) if math.isnan(score) else Score({0: score})
         wanted = s.untried()[: budget - s.extra]
         s.extra += len(wanted)
     return s
@@ -79,13 +83,43 @@ def test_nothing_survives():
     assert min(result.scores).multiple == 0.125
 
 
+def known(**scores: Score) -> Search:
+    """Return a search over rates by name, ``x2`` for two times the base rate."""
+    s = Search(config().methods[0])
+    s.scores = {Setting(float(name[1:])): score for name, score in scores.items()}
+    return s
+
+
+def test_the_two_best_and_the_best_of_the_papers_grid_are_run_with_all_seeds():
+    one = {f"x{rate}": Score({0: 0.9 - abs(4 - rate) / 100}) for rate in (1, 2, 4, 8)}
+    assert known(**one).unsure((1, 2), 3) == [Setting(4), Setting(2)]
+    assert known(**one).unsure((1,), 3) == [Setting(4), Setting(2), Setting(1)]
+    assert known(**one, x16=Score({}, 1)).unsure((16,), 3) == [Setting(4), Setting(2)]
+    assert known(**one).unsure((1, 2), 1) == []
+
+
+def test_a_setting_of_which_a_seed_diverged_gives_way_to_the_next():
+    s = known(x1=Score({0: 0.8}), x2=Score({0: 0.85}), x4=Score({0: 0.9, 1: 0.9}, 1), x8=Score({0: 0.89}, 2))
+    assert s.unsure((1, 2), 3) == [Setting(2)]
+    s.scores[Setting(2)] = Score({0: 0.85, 1: 0.84, 2: 0.86})
+    assert s.unsure((1, 2), 3) == []
+    assert s.best() == Setting(2)
+
+
+def test_what_one_seed_liked_best_is_not_chosen_if_the_others_do_not():
+    s = known(x1=Score({0: 0.90, 1: 0.90, 2: 0.90}), x8=Score({0: 0.95, 1: 0.80, 2: 0.80}), x4=Score({0: 0.93}))
+    assert s.best() == Setting(1)
+    assert s.best([Setting(8)]) == Setting(8)
+
+
 def test_neighbours_are_exact_numbers():
     assert Setting(1, 0.1).neighbours() == [Setting(0.5, 0.1), Setting(2, 0.1), Setting(1, 0.01), Setting(1, 1)]
 
 
 def test_the_files_of_a_study(finished: tuple[Path, Study]):
     out, study = finished
-    assert {path.name for path in out.iterdir()} == {"study.toml", "results.parquet", "summary.json", "trials"}
+    files = {"study.toml", "results.parquet", "summary.json", "SHA256SUMS", "trials"}
+    assert {path.name for path in out.iterdir()} == files
     assert load(StudyConfig, out / "study.toml") == config()
     table = pl.read_parquet(out / "results.parquet")
     watched = {close_up.trial for close_up in study.summary.close_ups}  # for the report's eyes only
@@ -127,8 +161,34 @@ def test_the_table_has_a_line_for_each_model_and_method_and_the_floor(finished: 
         (model, method) for model in ("small", "large") for method in ("naive", "GC")
     ]
     assert lines[-1].model == "linear floor"
-    assert all(re.fullmatch(r"\d+\.\d\d( ± \d+\.\d\d)?( \(1 of 2 diverged\))?|diverged", line.auc) for line in lines)
+    score = r"\d+\.\d\d( ± \d+\.\d\d)?( \(1 of 2 seeds diverged\))?|diverged"
+    assert all(re.fullmatch(score, line.auc) for line in lines)
     assert any("±" in line.auc for line in lines)
+
+
+def test_what_chooses_and_where_a_method_falls_rest_on_all_search_seeds(finished: tuple[Path, Study]):
+    _, study = finished
+    for method in study.summary.methods:
+        chosen = (method.name, method.multiple, method.value, "selection")
+        for model in ("small", "large"):
+            rows = [r for r in study.rows if (r.model, r.method, r.until) == (model, method.name, "selection")]
+            if model == "small":
+                assert {r.seed for r in rows if (r.method, r.multiple, r.value, r.until) == chosen} == {0, 3}
+            fall = study.fall(model, method)
+            held = [rate.multiple for rate in fall.rates if not rate.fell]
+            decide = held[-1:] if fall.at is None else [fall.at.multiple]
+            for multiple in decide:
+                assert {r.seed for r in rows if (r.multiple, r.value) == (multiple, method.value)} == {0, 3}
+    floor = [row for row in study.rows if row.model == "linear floor" and row.until == "selection"]
+    assert {row.seed for row in floor} == {0, 3}
+    assert len({row.rate for row in floor}) > 1  # its grid had one rate; it looked beyond
+
+
+def test_every_file_has_its_checksum(finished: tuple[Path, Study]):
+    out, _ = finished
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert set(read_sums(out)) == files - {"SHA256SUMS"}
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False).returncode == 0
 
 
 def test_a_study_goes_on_from_its_finished_trials_to_the_same_results(finished: tuple[Path, Study]):

@@ -1,6 +1,7 @@
 """The moment at which the plain optimizer left the road, seen from close: the paper's fig. 4, for every layer."""
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,13 +16,6 @@ _MEASURES = (  # of a layer, as the figure calls them, with their colours
     ("gradient norm / weight norm", "#009e73"),
     ("Clippy's ratio", "#d55e00"),
 )
-_RULES = {  # what a monitor calls a rule, and the name that a study's configuration has for it
-    "GradientClip": "gc",
-    "GlobalGradientClip": "global_gc",
-    "AdaptiveGradientClip": "agc",
-    "TrustRatio": "lamb",
-    "Clippy": "clippy",
-}
 
 
 @dataclass(frozen=True)
@@ -171,17 +165,21 @@ def _measures(seen: CloseUp, layer: str) -> list[go.Scatter | None]:
 
 
 def _what_if(results: Results, seen: CloseUp, layer: str) -> list[go.Scatter | None]:
+    """Return a trace for each rule that was asked about the layer: those of the study under their methods' names."""
     looks = style.looks(results.methods)
     used = {look.color for look in looks.values()}
-    spare = iter([color for color in style.OTHERS if color not in used] * len(_RULES))
+    names = {label: name for name, label in results.summary["rules"].items()}
+    asked = [column.split("/") for column in seen.rows.columns if column.startswith("what_if/")]
+    labels = list(dict.fromkeys(label for _, label, *_ in asked))
+    labels.sort(key=lambda label: list(names).index(label) if label in names else len(names))
+    spare = cycle([color for color in style.OTHERS if color not in used] or style.OTHERS)
     traces = []
-    for label, rule in _RULES.items():
+    for label in labels:
+        rule = names.get(label, label)
         method = next((method for method in results.methods if method.rule == rule), None)
         color = next(spare) if method is None else looks[method.name].color
-        column = f"what_if/{label}/{layer}"
-        if column in seen.rows.columns:
-            name = f"{rule.replace('_', ' ') if method is None else method.name} would give"
-            traces.append(_line(seen, column, name, color, "y3", layer=layer, dash="dot"))
+        name = f"{rule.replace('_', ' ') if method is None else method.name} would give"
+        traces.append(_line(seen, f"what_if/{label}/{layer}", name, color, "y3", layer=layer, dash="dot"))
     return traces
 
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from surefoot.report import layers, style
+from surefoot.report.findings import fell_at
 from surefoot.report.folder import Method, Results, Trial
 from surefoot.report.style import FLOOR, Look, miss, short
 
@@ -29,8 +30,11 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
     traces = []
     for method in results.methods:
         sweep, look = sweeps[method.name], looks[method.name]
-        traces.append(_rate_line(method, look, sweep, results.metric, "y"))
-        traces.append(_rate_line(method, look, sweep, results.shown, "y2"))
+        others = [trial for trial in results.swept(model, method) if trial not in sweep]
+        for metric, axis in ((results.metric, "y"), (results.shown, "y2")):
+            traces.append(_rate_line(method, look, sweep, metric, axis))
+            if others:
+                traces.append(_rate_line(method, look, others, metric, axis, mode="markers"))
     floors = [t.scores[results.metric] for t in results.trials if t.model == results.floor and t.until == "selection"]
     floor = max((auc for auc in floors if not math.isnan(auc)), default=None)
     notes = []
@@ -58,27 +62,31 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
     )
 
 
-def _rate_line(method: Method, look: Look, trials: Sequence[Trial], metric: str, axis: str) -> go.Scatter:
+def _rate_line(
+    method: Method, look: Look, trials: Sequence[Trial], metric: str, axis: str, *, mode: str = "lines+markers"
+) -> go.Scatter:
     values = [trial.scores[metric] for trial in trials]
     auc = metric.startswith("auc/")
+    said = "%{fullData.name} at %{x}x, seed %{customdata[2]}: %{customdata[0]} (%{customdata[1]})"
     return go.Scatter(
         x=[trial.multiple for trial in trials],
         y=[miss(value) if auc else short(value) for value in values],
         yaxis=axis,
         name=method.name,
-        mode="lines+markers",
+        mode=mode,
         line={"color": look.color, "dash": look.dash, "width": 2},
         marker={
+            "color": look.color,
             "symbol": [_MARKS.get(trial.verdict, "circle") for trial in trials],
             "size": [13 if trial.multiple == method.multiple else 8 for trial in trials],
             "opacity": 1,
             "line": {"width": [2 if trial.verdict == "micro" else 0 for trial in trials], "color": look.color},
         },
         customdata=[
-            [f"{100 * value:.2f}" if auc else f"{value:.4g}", trial.verdict]
+            [f"{100 * value:.2f}" if auc else f"{value:.4g}", trial.verdict, trial.seed]
             for value, trial in zip(values, trials, strict=True)
         ],
-        hovertemplate="%{fullData.name} at %{x}x: %{customdata[0]} (%{customdata[1]})<extra></extra>",
+        hovertemplate=f"{said}<extra></extra>",
         meta={"method": method.name},
     )
 
@@ -89,7 +97,8 @@ def rate_choices(results: Results, model: str) -> tuple[list[float], float]:
     rates = sorted(rate for rate in set(tried) if 2 * tried.count(rate) >= len(results.methods))
     if not rates:
         return [], 0.0
-    fell = next((at for method in results.methods if method.plain and (at := method.falls_off[model])), math.inf)
+    plain = [at for method in results.methods if method.plain and (at := fell_at(results, model, method))]
+    fell = min(plain, default=math.inf)
     return rates, next((rate for rate in rates if rate >= fell), rates[-1])
 
 

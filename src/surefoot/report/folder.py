@@ -3,7 +3,7 @@
 import json
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from typing import Any
 import polars as pl
 
 from surefoot.errors import InputError
+from surefoot.files import SUMS, read_checked, read_sums
+from surefoot.outcomes import Fall, Score, fall_of_method, score_of
 
-_SUMMARY = ("name", "data", "notice", "searched_on", "base_rate", "steps", "workers", "threads", "machine")
+_SUMMARY = ("name", "data", "notice", "searched_on", "base_rate", "steps", "workers", "threads", "machine", "log_days")
+_FLOOR = ("rate", "at_edge")
 _SCORES = ("select_by", "show", "show_metric")
 _LINE = ("model", "method", "setting", "auc", "rmse", "diverged", "falls_off", "paper")
 
@@ -46,7 +49,6 @@ class Method:
     paper_multiple: float | None
     paper_value: float | None
     paper_score: float
-    falls_off: dict[str, float | None]  # by model
 
     @property
     def plain(self) -> bool:
@@ -67,6 +69,11 @@ class Method:
     def setting(self) -> str:
         """Its best setting in words: ``2x, threshold 0.1``."""
         return _words(self.multiple, self.vary, self.value)
+
+    @property
+    def setting_name(self) -> str:
+        """Its name with its threshold: ``GC with threshold 0.1``."""
+        return self.name if self.vary is None or self.value is None else f"{self.name} with {self.vary} {self.value:g}"
 
     @property
     def paper_setting(self) -> str:
@@ -107,6 +114,7 @@ class Results:
     tasks: list[Task]
     methods: list[Method]
     trials: list[Trial]
+    sums: dict[str, str]  # the checksums of the folder's files
 
     @property
     def models(self) -> list[str]:
@@ -148,19 +156,40 @@ class Results:
         found = [t for t in self.trials if (t.model, t.method, t.until) == (model, method, "final")]
         return sorted(found, key=lambda trial: trial.seed)
 
-    def sweep(self, model: str, method: Method) -> list[Trial]:
-        """Return the trials of a method's best threshold that were scored on day N - 1, by rate."""
+    def swept(self, model: str, method: Method) -> list[Trial]:
+        """Return all trials of a method's best threshold that were scored on day N - 1, by rate and seed."""
         wanted = (model, method.name, method.value, "selection")
         found = [t for t in self.trials if (t.model, t.method, t.value, t.until) == wanted]
-        return sorted(found, key=lambda trial: trial.multiple)
+        seeds = self.search_seeds
+        return sorted(found, key=lambda trial: (trial.multiple, seeds.index(trial.seed)))
+
+    def sweep(self, model: str, method: Method) -> list[Trial]:
+        """Return one trial for each rate of a method's best threshold: that of the first search seed, by rate."""
+        return [trial for trial in self.swept(model, method) if trial.seed == self.search_seeds[0]]
+
+    def selected(self, method: Method, multiple: float, value: float | None) -> Score | None:
+        """Return the score by which a setting was chosen: on day N - 1, of the model that was searched."""
+        wanted = (self.summary["searched_on"], method.name, multiple, value, "selection")
+        found = [t for t in self.trials if (t.model, t.method, t.multiple, t.value, t.until) == wanted]
+        return score_of(found, self.metric)
+
+    def fall(self, model: str, method: Method) -> Fall | None:
+        """Return where a method falls off on a model, by all of its trials; None if it has none there."""
+        allowed = self.config["search"]["fall_off"]
+        return fall_of_method(self.trials, model, method.name, method.value, metric=self.metric, allowed=allowed)
+
+    @property
+    def search_seeds(self) -> list[int]:
+        """The seeds that chose; the first of them has a run at every setting that was tried."""
+        return self.config["search"]["search_seeds"]
 
     def steps(self, trial: Trial) -> pl.DataFrame | None:
         """Return a row for each step; None if the trial's folder does not hold them."""
-        return self._table(trial, "metrics.parquet")
+        return self._table(trial.name, "metrics.parquet")
 
     def days(self, trial: Trial) -> pl.DataFrame | None:
         """Return a row for each day that was scored; None if the trial's folder does not hold them."""
-        return self._table(trial, "days.parquet")
+        return self._table(trial.name, "days.parquet")
 
     def events(self, trial: Trial) -> list[dict[str, Any]]:
         """Return the divergences that the trial's journal tells of."""
@@ -168,19 +197,20 @@ class Results:
         if not path.exists():
             return []
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in read_checked(path, self.folder, self.sums).decode().splitlines()]
             return [line for line in lines if line["event"] == "divergence"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{path} cannot be read: {error!r}; expected a JSON object a line") from None
 
     def watched(self, trial: str) -> pl.DataFrame | None:
         """Return what a monitor saw of a trial, a row for each step; None if its folder does not hold it."""
-        path = self.folder / "trials" / trial / "monitor" / "metrics.parquet"
-        return _parquet(path) if path.exists() else None
+        return self._table(f"{trial}/monitor", "metrics.parquet")
 
-    def _table(self, trial: Trial, name: str) -> pl.DataFrame | None:
-        path = self.folder / "trials" / trial.name / name
-        return _parquet(path) if path.exists() else None
+    def _table(self, trial: str, name: str) -> pl.DataFrame | None:
+        path = self.folder / "trials" / trial / name
+        return _parquet(path, self.folder, self.sums) if path.exists() else None
 
 
 def read(folder: Path) -> Results:
@@ -191,12 +221,13 @@ def read(folder: Path) -> Results:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected that of a finished study")
-    for name in ("summary.json", "results.parquet"):
+    for name in ("summary.json", "results.parquet", SUMS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; expected the folder of a finished study")
-    path = folder / "summary.json"
+    path, sums = folder / "summary.json", read_sums(folder)
+    content = read_checked(path, folder, sums)
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(content)
         config = tomllib.loads(summary["config"])
         rules = {entry["name"]: entry for entry in config["methods"]}
         methods = [_method(entry, rules[entry["name"]]) for entry in summary["methods"]]
@@ -204,24 +235,23 @@ def read(folder: Path) -> Results:
         _require(summary, config)
     except KeyError as error:
         raise InputError(f"{path} has no {error}; expected the summary that a study writes") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected the summary that a study writes") from None
-    scores = [task.metric for task in tasks]
-    return Results(folder, summary, config, tasks, methods, _trials(folder / "results.parquet", scores))
+    trials = _trials(_parquet(folder / "results.parquet", folder, sums), folder / "results.parquet", tasks)
+    return Results(folder, summary, config, tasks, methods, trials, sums)
 
 
 def _require(summary: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise KeyError for what the page needs and the summary does not have."""
-    for key in (*_SUMMARY, "days", "models", "methods", "tasks", "table", "versions", *_SCORES):
+    for key in (*_SUMMARY, "days", "models", "methods", "tasks", "table", "versions", "rules", *_SCORES):
         summary[key]
-    for key in ("rates", "seeds", "fall_off"):
+    for key in ("rates", "seeds", "search_seeds", "fall_off"):
         config["search"][key]
+    for key in _FLOOR:
+        summary["floor"][key]
     for line in summary["table"]:
         for key in _LINE:
             line[key]
-    for model in summary["models"]:
-        for method in summary["methods"]:
-            method["falls_off"][model]
     if len(summary["days"]) < 2:
         raise ValueError("it has fewer than two days")
 
@@ -239,15 +269,13 @@ def _method(entry: dict[str, Any], configured: dict[str, Any]) -> Method:
         paper_multiple=entry["paper_multiple"],
         paper_value=entry["paper_value"],
         paper_score=_number(entry["paper_score"]),
-        falls_off=entry["falls_off"],
     )
 
 
-def _trials(path: Path, scores: Iterable[str]) -> list[Trial]:
-    rows = _parquet(path)
-    for score in scores:
-        if score not in rows.columns:
-            raise InputError(f"{path} has no column {score!r}; expected a score for each of the summary's tasks")
+def _trials(rows: pl.DataFrame, path: Path, tasks: Sequence[Task]) -> list[Trial]:
+    for task in tasks:
+        if task.metric not in rows.columns:
+            raise InputError(f"{path} has no column {task.metric!r}; expected a score for each of the summary's tasks")
     try:
         return [_trial(row) for row in rows.iter_rows(named=True)]
     except (KeyError, TypeError) as error:
@@ -271,9 +299,10 @@ def _trial(row: dict[str, Any]) -> Trial:
     )
 
 
-def _parquet(path: Path) -> pl.DataFrame:
+def _parquet(path: Path, folder: Path, sums: dict[str, str]) -> pl.DataFrame:
+    content = read_checked(path, folder, sums)
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(content)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read: {reason}; expected a Parquet file that a study wrote") from None

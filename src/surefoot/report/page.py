@@ -12,9 +12,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from surefoot.files import write_whole
 from surefoot.report import closeup, figures, style
 from surefoot.report.findings import findings, searching
 from surefoot.report.folder import Results, read
+from surefoot.report.notices import notices
 from surefoot.report.tables import main_table, task_tables
 
 
@@ -36,13 +38,11 @@ def write_report(folder: Path) -> Path:
     The file stands alone: it asks no network for anything, and its content security policy forbids it to.
 
     Raises:
-        InputError: naming the file, if one of the results is missing or cannot be read.
+        InputError: naming the file, if one of the results is missing, has changed or cannot be read, or if the report
+            cannot be written.
     """
     results = read(folder)
-    page = render(results)
-    draft = folder / "report.html.draft"
-    draft.write_text(page, encoding="utf-8")
-    return draft.rename(folder / "report.html")
+    return write_whole(folder / "report.html", render(results))
 
 
 def render(results: Results) -> str:
@@ -56,10 +56,12 @@ def render(results: Results) -> str:
         looks=style.looks(results.methods),
         floor=style.FLOOR,
         font=Markup(style.FONT),
+        notices=notices(results),
         findings=findings(results),
         searching=searching(results),
         table=main_table(results),
         tasks=task_tables(results),
+        seeds_words="it alone" if len(results.search_seeds) == 1 else f"{len(results.search_seeds)} seeds",
         points=100 * results.config["search"]["fall_off"],
         diverged=sum(trial.diverged for trial in results.trials),
         sections=sections,

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from surefoot.outcomes import Score
 from surefoot.report.findings import entries, final_score
 from surefoot.report.folder import Results, Task, Trial
-from surefoot.report.text import Score
+from surefoot.report.notices import beats_constant, constant_of
 
 MINUS = "\N{MINUS SIGN}"
 EDGE = ", at edge"  # how the study's table marks a setting whose neighbours were not all tried
@@ -61,18 +62,18 @@ def main_table(results: Results) -> list[Group]:
     for entry in results.summary["table"]:
         ranked = entries(results, entry["model"]) if entry["model"] in results.models else []
         tags = {e.who: "≈ best" for e in ranked[1:] if ranked[0].score.near(e.score)}
-        if len(ranked) > 1:
+        if len(ranked) > 1 and not ranked[0].score.diverged:
             tags[ranked[0].who] = "best"
         setting = entry["setting"]
         line = Line(
             method=entry["method"] or entry["model"],
             setting=setting.removesuffix(EDGE),
             at_edge=setting.endswith(EDGE),
-            auc=entry["auc"].removesuffix(" ± nan"),
-            rmse=entry["rmse"].removesuffix(" ± nan"),
+            auc=entry["auc"],
+            rmse=entry["rmse"],
             diverged=entry["diverged"],
             falls_off=entry["falls_off"],
-            holds=entry["falls_off"].startswith("above"),
+            holds=entry["falls_off"].startswith(">"),
             paper=entry["paper"],
             tag=tags.get(entry["method"], ""),
         )
@@ -92,7 +93,7 @@ def _task_table(results: Results, model: str) -> TaskTable:
     if results.floor:
         floor = results.floor
         table.rows.append((floor, [_cell(results, floor, floor, task) for task in results.tasks]))
-    table.rows.append(("best constant", [_constant(results, model, names, task) for task in results.tasks]))
+    table.rows.append(("best constant", [_constant(results, model, task) for task in results.tasks]))
     if results.floor:
         table.rows.append(("best against the floor", [_against(results, model, task) for task in results.tasks]))
     return table
@@ -106,15 +107,20 @@ def _column(results: Results, model: str, names: Sequence[str], task: Task) -> l
 
 def _cell(results: Results, model: str, method: str, task: Task, *, best: bool = False) -> Cell:
     trials = results.finals(model, method)
-    alive = [trial for trial in trials if not trial.diverged]
     score = final_score(results, model, method, task.metric)
-    if not alive:
-        return Cell("diverged" if trials else "not run")
+    if not trials:
+        return Cell("not run")
     if score is None:
         return Cell("undefined (one class)" if task.kind == "binary" else "undefined")
-    if task.kind != "binary":
-        return Cell(score.text(4), best=best)
-    return Cell(score.text(2, 100), _interval(alive, task), best=best)
+    if not score.values:
+        return Cell("diverged")
+    alive = [trial for trial in trials if not trial.diverged]
+    interval = _interval(alive, task) if task.kind == "binary" else ""
+    lost = f"{score.diverged} of {score.tried} seeds diverged" if score.diverged else ""
+    shown = Score(score.values).text(2, 100) if task.kind == "binary" else Score(score.values).text(4)
+    worse = task.judged and not beats_constant(results, model, task, score)
+    small = ", ".join(filter(None, (interval, lost, "no better than a constant" if worse else "")))
+    return Cell(shown, small, best=best and not worse, tone="bad" if worse else "")
 
 
 def _interval(trials: Sequence[Trial], task: Task) -> str:
@@ -127,33 +133,36 @@ def _interval(trials: Sequence[Trial], task: Task) -> str:
 
 
 def _best(results: Results, model: str, task: Task) -> tuple[str, Score] | None:
-    """Return the method with the best score of a task; None if none has any."""
+    """Return the method with the best score of a task, fewest diverged seeds first; None if none has any."""
     found = [(m.name, final_score(results, model, m.name, task.metric)) for m in results.methods]
-    scores = [(name, score) for name, score in found if score is not None]
-    sign = 1 if task.kind == "binary" else -1
-    return max(scores, key=lambda pair: sign * pair[1].mean, default=None)
+    scores = [(name, score) for name, score in found if score is not None and score.values]
+    least = task.kind != "binary"
+    return max(scores, key=lambda pair: pair[1].standing(least=least), default=None)
 
 
-def _constant(results: Results, model: str, names: Sequence[str], task: Task) -> Cell:
-    if task.kind == "binary":
-        return Cell("50.00")
-    key = f"rmse_constant/{task.name}"
-    values = [t.scores[key] for name in names for t in results.finals(model, name) if key in t.scores]
-    return Cell(f"{values[0]:.4f}" if values else "")
+def _constant(results: Results, model: str, task: Task) -> Cell:
+    value = constant_of(results, model, task)
+    if value is None:
+        return Cell("")
+    return Cell(f"{100 * value:.2f}" if task.kind == "binary" else f"{value:.4f}")
 
 
 def _against(results: Results, model: str, task: Task) -> Cell:
     """Compare the best method with the linear floor, on one task."""
     best = _best(results, model, task)
     floor = final_score(results, str(results.floor), str(results.floor), task.metric)
-    if best is None or floor is None:
+    if best is None or floor is None or not floor.values:
         return Cell("")
     name, score = best
     binary = task.kind == "binary"
     lead = 100 * (score.mean - floor.mean) if binary else score.mean - floor.mean
-    better = (lead > 0) == binary and lead != 0
+    better = score.standing(least=not binary) > floor.standing(least=not binary)
     text = (f"{lead:+.2f}" if binary else f"{lead:+.4f}").replace("-", MINUS)
-    if score.near(floor):
-        return Cell(text, f"{name}, within the spread")
+    if task.judged and not beats_constant(results, model, task, score):
+        return Cell(text, f"{name} is no better than a constant", tone="bad")
+    if task.judged and not beats_constant(results, model, task, floor):
+        return Cell(text, "the floor is no better than a constant: this says nothing")
+    if score.near(floor) is not False:
+        return Cell(text, f"{name}; the seeds cannot tell them apart")
     tone = ("good" if better else "bad") if task.judged else ""
     return Cell(text, f"{name} is {'better' if better else 'worse'}", tone=tone)

@@ -208,12 +208,24 @@ class SearchConfig(_Section, frozen=True):
     extra_trials: int = Field(default=12, ge=0)  # what a method may add to its grid until its best is inside
     sweep: tuple[float, ...] = ()  # multiples at which every method's best threshold is tried, on every model
     fall_off: float = Field(default=0.02, gt=0)  # AUC below a method's best that counts as fallen off
-    seeds: tuple[int, ...] = (1, 2, 3)
+    search_seeds: tuple[int, ...] = Field(default=(0, 11, 12), min_length=1)  # the first searches, all of them decide
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)  # of the final runs
     select_by: str | None = (
         None  # the binary task whose AUC on day N - 1 selects; by default the log's first judged one
     )
     show: str | None = None  # the regression task shown beside it; by default the log's first judged one
-    floor_rates: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2)  # of the linear floor
+    floor_rates: tuple[float, ...] = Field(default=(0.025, 0.05, 0.1, 0.2), min_length=1)  # of the linear floor
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "SearchConfig":
+        for key, seeds in (("search_seeds", self.search_seeds), ("seeds", self.seeds)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{key} is {list(seeds)}; expected each seed once")
+        if both := sorted(set(self.search_seeds) & set(self.seeds)):
+            raise ValueError(
+                f"search_seeds and seeds both have {both[0]}; expected final runs of seeds that chose nothing"
+            )
+        return self
 
 
 class StudyConfig(_Section, frozen=True):

@@ -7,17 +7,20 @@ each trial stay in its own folder under ``trials/``.
 import json
 import math
 import platform
-import statistics
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from surefoot.files import SUMS, write_sums, write_whole
+from surefoot.outcomes import Fall, fall_of_method, score_of
 from surefoot.settings import dump
 from surefoot.study.config import StudyConfig
 
+_NOT_SUMMED = (SUMS, "report.html", "study.lock")
 _PACKAGES = ("surefoot", "torch", "numpy", "polars")
 
 
@@ -57,11 +60,11 @@ class MethodSummary:
     survived: bool  # whether any setting did not diverge
     at_edge: bool  # whether a neighbour of the best setting was left untried
     tried: int
-    score: float  # the selection metric on day N - 1
+    score: float  # the selection metric on day N - 1, the mean over the seeds that did not diverge
     paper_multiple: float | None  # the best setting of the paper's own grid; None if all of it diverged
     paper_value: float | None
     paper_score: float
-    falls_off: dict[str, float | None]  # by model: the lowest multiple that fell off; None: none that was tried
+    falls_off: dict[str, float | None]  # by model: the lowest multiple that fell; None: none that was tried
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ class CloseUp:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What the search found for the linear floor."""
+
+    rate: float
+    at_edge: bool  # whether it is the lowest or the highest that was tried
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a study was and what it selected."""
 
@@ -87,12 +98,16 @@ class Summary:
     select_by: str
     show: str  # the task shown beside it
     show_metric: str  # rmse; ne where the log has no regression task
+    fall_off: float  # AUC below a method's best that counts as fallen off
     searched_on: str
     base_rate: float
     steps: int  # of a final run that does not diverge
     models: list[str]
     methods: list[MethodSummary]
     close_ups: list[CloseUp]
+    floor: Floor
+    rules: dict[str, str]  # what a monitor calls each rule, by the name that a configuration has for it
+    log_days: int | None  # that the log has in all, where that is known
     workers: int
     threads: int
 
@@ -128,10 +143,17 @@ class Study:
         floor = sorted({row.model for row in self.rows} - set(self.summary.models))
         return lines + [self._floor_line(name) for name in floor]
 
+    def fall(self, model: str, method: MethodSummary) -> Fall:
+        """Return where a method falls off on a model, at its best threshold."""
+        metric = f"auc/{self.summary.select_by}"
+        found = fall_of_method(
+            self.rows, model, method.name, method.value, metric=metric, allowed=self.summary.fall_off
+        )
+        assert found is not None, "a method is run at its best setting"
+        return found
+
     def _line(self, model: str, method: MethodSummary) -> TableRow:
         rows = [row for row in self.rows if (row.model, row.method) == (model, method.name)]
-        fell = method.falls_off[model]
-        top = max((row.multiple for row in rows), default=0)
         paper = "diverged"
         if method.paper_multiple is not None:
             where = setting(method.paper_multiple, method.vary, method.paper_value)
@@ -140,26 +162,29 @@ class Study:
             model=model,
             method=method.name,
             setting=setting(method.multiple, method.vary, method.value) + (", at edge" if method.at_edge else ""),
-            auc=_mean_std(self.finals(model, method.name), f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(self.finals(model, method.name), f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
+            auc=self._score(model, method.name, f"auc/{self.summary.select_by}", 100, 2),
+            rmse=self._score(model, method.name, f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
-            falls_off=f"{fell:g}x" if fell is not None else f"above {top:g}x",
+            falls_off=self.fall(model, method).short(),
             paper=paper if model == self.summary.searched_on else "",
         )
 
     def _floor_line(self, name: str) -> TableRow:
         rows = [row for row in self.rows if row.model == name]
-        finals = self.finals(name, name)
         return TableRow(
             model=name,
             method="",
-            setting=f"rate {finals[0].rate:g}" if finals else "",
-            auc=_mean_std(finals, f"auc/{self.summary.select_by}", 100, 2),
-            rmse=_mean_std(finals, f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
+            setting=f"rate {self.summary.floor.rate:g}" + (", at edge" if self.summary.floor.at_edge else ""),
+            auc=self._score(name, name, f"auc/{self.summary.select_by}", 100, 2),
+            rmse=self._score(name, name, f"{self.summary.show_metric}/{self.summary.show}", 1, 3),
             diverged=f"{sum(row.diverged for row in rows)} / {len(rows)}",
             falls_off="",
             paper="",
         )
+
+    def _score(self, model: str, method: str, metric: str, scale: float, digits: int) -> str:
+        found = score_of(self.finals(model, method), metric)
+        return "undefined" if found is None else found.text(digits, scale)
 
 
 def setting(multiple: float, vary: str | None, value: float | None) -> str:
@@ -167,24 +192,17 @@ def setting(multiple: float, vary: str | None, value: float | None) -> str:
     return f"{multiple:g}x" if vary is None else f"{multiple:g}x, {vary} {value:g}"
 
 
-def _mean_std(rows: list[Row], metric: str, scale: float, digits: int) -> str:
-    """Return ``mean ± std`` over the runs that did not diverge, and how many did."""
-    alive = [scale * row.scores[metric] for row in rows if not row.diverged]
-    if not alive:
-        return "diverged"
-    text = f"{statistics.fmean(alive):.{digits}f}"
-    if len(alive) > 1:
-        text += f" ± {statistics.stdev(alive):.{digits}f}"
-    return text if len(alive) == len(rows) else f"{text} ({len(rows) - len(alive)} of {len(rows)} diverged)"
-
-
 def write(out: Path, summary: Summary, rows: list[Row], config: StudyConfig) -> Study:
-    """Write ``results.parquet`` and ``summary.json`` into the study's folder, each whole or not at all."""
+    """Write ``results.parquet``, ``summary.json`` and the checksums of all files into the study's folder.
+
+    Raises:
+        InputError: naming the file, if one cannot be written; each is whole or not there.
+    """
     study = Study(summary, rows)
     flat = [{key: value for key, value in asdict(row).items() if key != "result"} | row.result for row in rows]
-    draft = out / "results.parquet.draft"
-    pl.DataFrame(flat, infer_schema_length=None).write_parquet(draft)
-    draft.rename(out / "results.parquet")
+    table = BytesIO()
+    pl.DataFrame(flat, infer_schema_length=None).write_parquet(table)
+    write_whole(out / "results.parquet", table.getvalue())
     document = {
         **asdict(summary),
         "table": [asdict(line) for line in study.table()],
@@ -192,9 +210,8 @@ def write(out: Path, summary: Summary, rows: list[Row], config: StudyConfig) -> 
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    draft = out / "summary.json.draft"
-    draft.write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False))
-    draft.rename(out / "summary.json")
+    write_whole(out / "summary.json", json.dumps(_without_nan(document), indent=1, allow_nan=False))
+    write_sums(out, [path for path in out.rglob("*") if path.is_file() and path.name not in _NOT_SUMMED])
     return study
 
 

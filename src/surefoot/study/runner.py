@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surefoot.outcomes import Score
 from surefoot.settings import dump
 from surefoot.study.config import MethodConfig, ModelConfig, RuleConfig, RunConfig, StudyConfig
 from surefoot.study.engine import LocalEngine, Trial
@@ -33,7 +34,7 @@ class Search:
     """One method's tried settings and their scores."""
 
     method: MethodConfig
-    scores: dict[Setting, float] = field(default_factory=dict)
+    scores: dict[Setting, Score] = field(default_factory=dict)
     extra: int = 0
 
     def grid(self, rates: tuple[float, ...]) -> list[Setting]:
@@ -41,17 +42,36 @@ class Search:
         return [Setting(rate, value) for rate in rates for value in (self.method.values or (None,))]
 
     def best(self, among: list[Setting] | None = None) -> Setting | None:
-        """Return the setting with the highest score; None if every one diverged."""
-        alive = {
-            s: score for s, score in self.scores.items() if not math.isnan(score) and (among is None or s in among)
-        }
-        return max(alive, key=lambda s: alive[s], default=None)
+        """Return the setting with the best standing, of those that were tried with the most seeds.
+
+        None if every one diverged with every seed, or has no score.
+        """
+        tried = {s: score for s, score in self.scores.items() if among is None or s in among}
+        most = max((score.tried for score in tried.values()), default=0)
+        alive = [s for s, score in tried.items() if score.tried == most and not math.isnan(score.mean)]
+        return max(alive, key=lambda s: tried[s].standing(), default=None)
 
     def untried(self) -> list[Setting]:
         """Return what must still be tried to show that the best is inside; lower rates if nothing survived."""
         best = self.best()
         near = best.neighbours() if best else min(self.scores).neighbours()[:1]
         return [setting for setting in near if setting not in self.scores]
+
+    def unsure(self, rates: tuple[float, ...], seeds: int) -> list[Setting]:
+        """Return the settings to be tried with all seeds before one of them is chosen.
+
+        Those are the two best by the first seed and the best of the paper's grid; then, one at a time, the next best,
+        for as long as each setting that was tried with all seeds has one that diverged.
+        """
+        alive = [s for s in self.scores if not math.isnan(self.scores[s].mean)]
+        ranked = sorted(alive, key=lambda s: self.scores[s].standing(), reverse=True)
+        sure = [s for s in self.scores if self.scores[s].tried >= seeds]
+        if not sure:
+            inside = [s for s in ranked if s in self.grid(rates)]
+            return list(dict.fromkeys([*ranked[:2], *inside[:1]]))
+        if any(not self.scores[s].diverged for s in sure):
+            return []
+        return [s for s in ranked if s not in sure and not self.scores[s].diverged][:1]
 
 
 @dataclass
@@ -80,9 +100,10 @@ class Runner:
             self.rows.append(known[plan.trial])
         return [known[plan.trial] for plan in plans]
 
-    def score(self, row: Row) -> float:
-        """Return what selection compares: the metric, NaN if the run diverged."""
-        return math.nan if row.diverged else row.scores[self.metric]
+    def score(self, rows: list[Row]) -> Score:
+        """Return what selection compares: the metric of one setting's rows, a seed each."""
+        alive = {row.seed: row.scores[self.metric] for row in rows if not row.diverged}
+        return Score(alive, len(rows) - len(alive))
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,7 @@ def load_log(data: DataConfig) -> Log | PreparedLog:
     if data.source == "completejourney":
         return completejourney.load(data.days)
     if data.prepared is not None:
-        log = PreparedLog.open(data.prepared)
-        if data.partition_days is not None or data.partition_rows is not None:
-            log = log.partitions(days=data.partition_days, rows=data.partition_rows)
-        log = log.last(data.days)
+        log = _partitioned(data, data.prepared).last(data.days)
         return log if log.bytes > data.memory_mib << 20 else log.load()
     try:
         return synthetic.make(
@@ -68,6 +65,20 @@ def load_log(data: DataConfig) -> Log | PreparedLog:
         raise
     except ValueError as error:
         raise InputError(f"data: {error}") from None
+
+
+def days_of_log(data: DataConfig) -> int | None:
+    """Return how many partitions a prepared log has in all; None of our own logs, which are as long as asked for."""
+    if data.prepared is None:
+        return None
+    return len(_partitioned(data, data.prepared).days)
+
+
+def _partitioned(data: DataConfig, folder: str) -> PreparedLog:
+    log = PreparedLog.open(folder)
+    if data.partition_days is not None or data.partition_rows is not None:
+        log = log.partitions(days=data.partition_days, rows=data.partition_rows)
+    return log
 
 
 def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
