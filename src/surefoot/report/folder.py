@@ -13,10 +13,13 @@ import polars as pl
 from surefoot.errors import InputError
 from surefoot.files import SUMS, read_checked, read_sums
 from surefoot.outcomes import Fall, Score, fall_of_method, score_of
+from surefoot.report.result_files import divergences, parquet
 
 _SUMMARY = ("name", "data", "notice", "searched_on", "base_rate", "steps", "workers", "threads", "machine", "log_days")
 _FLOOR = ("rate", "at_edge")
 _SCORES = ("select_by", "show", "show_metric")
+_TEXT = ("trial", "model", "method", "until", "verdict", "reason", "scored_day")  # columns of the results
+_NUMBERS = ("multiple", "rate", "value", "seed", "onset", "steps")
 _LINE = ("model", "method", "setting", "auc", "rmse", "diverged", "falls_off", "paper")
 
 
@@ -185,32 +188,26 @@ class Results:
 
     def steps(self, trial: Trial) -> pl.DataFrame | None:
         """Return a row for each step; None if the trial's folder does not hold them."""
-        return self._table(trial.name, "metrics.parquet")
+        return self._table(f"{trial.name}/metrics.parquet", needed=("step", "day"))
 
     def days(self, trial: Trial) -> pl.DataFrame | None:
         """Return a row for each day that was scored; None if the trial's folder does not hold them."""
-        return self._table(trial.name, "days.parquet")
+        return self._table(f"{trial.name}/days.parquet", text=("scored", "day", "after"), needed=("scored", "day"))
 
     def events(self, trial: Trial) -> list[dict[str, Any]]:
         """Return the divergences that the trial's journal tells of."""
         path = self.folder / "trials" / trial.name / "events.jsonl"
         if not path.exists():
             return []
-        try:
-            lines = [json.loads(line) for line in read_checked(path, self.folder, self.sums).decode().splitlines()]
-            return [line for line in lines if line["event"] == "divergence"]
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} cannot be read: {error!r}; expected a JSON object a line") from None
+        return divergences(path, self.folder, self.sums)
 
     def watched(self, trial: str) -> pl.DataFrame | None:
         """Return what a monitor saw of a trial, a row for each step; None if its folder does not hold it."""
-        return self._table(f"{trial}/monitor", "metrics.parquet")
+        return self._table(f"{trial}/monitor/metrics.parquet", needed=("step",))
 
-    def _table(self, trial: str, name: str) -> pl.DataFrame | None:
-        path = self.folder / "trials" / trial / name
-        return _parquet(path, self.folder, self.sums) if path.exists() else None
+    def _table(self, name: str, *, text: Sequence[str] = (), needed: Sequence[str]) -> pl.DataFrame | None:
+        path = self.folder / "trials" / name
+        return parquet(path, self.folder, self.sums, text=text, needed=needed) if path.exists() else None
 
 
 def read(folder: Path) -> Results:
@@ -237,7 +234,9 @@ def read(folder: Path) -> Results:
         raise InputError(f"{path} has no {error}; expected the summary that a study writes") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected the summary that a study writes") from None
-    trials = _trials(_parquet(folder / "results.parquet", folder, sums), folder / "results.parquet", tasks)
+    rows = folder / "results.parquet"
+    needed = (*_TEXT, *_NUMBERS, *(task.metric for task in tasks))
+    trials = _trials(parquet(rows, folder, sums, text=_TEXT, needed=needed), rows, config["search"])
     return Results(folder, summary, config, tasks, methods, trials, sums)
 
 
@@ -272,14 +271,13 @@ def _method(entry: dict[str, Any], configured: dict[str, Any]) -> Method:
     )
 
 
-def _trials(rows: pl.DataFrame, path: Path, tasks: Sequence[Task]) -> list[Trial]:
-    for task in tasks:
-        if task.metric not in rows.columns:
-            raise InputError(f"{path} has no column {task.metric!r}; expected a score for each of the summary's tasks")
-    try:
-        return [_trial(row) for row in rows.iter_rows(named=True)]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be used: {error!r}; expected the rows that a study writes") from None
+def _trials(rows: pl.DataFrame, path: Path, search: dict[str, Any]) -> list[Trial]:
+    trials = [_trial(row) for row in rows.iter_rows(named=True)]
+    for trial in trials:
+        seeds = search["seeds"] if trial.until == "final" else search["search_seeds"]
+        if trial.seed not in seeds:
+            raise InputError(f"{path} has a trial of seed {trial.seed}, {trial.name}; expected one of {seeds}")
+    return trials
 
 
 def _trial(row: dict[str, Any]) -> Trial:
@@ -297,15 +295,6 @@ def _trial(row: dict[str, Any]) -> Trial:
         steps=row["steps"],
         scores={key: _number(value) for key, value in row.items() if "/" in key},
     )
-
-
-def _parquet(path: Path, folder: Path, sums: dict[str, str]) -> pl.DataFrame:
-    content = read_checked(path, folder, sums)
-    try:
-        return pl.read_parquet(content)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read: {reason}; expected a Parquet file that a study wrote") from None
 
 
 def _words(multiple: float, vary: str | None, value: float | None) -> str:
