@@ -14,6 +14,7 @@ from properties import over
 from surefoot.monitor.skips import SkipRung
 from surefoot.monitor.snapshot import host_copy
 from surefoot.monitor.throttle import Throttle
+from surefoot.optim.attach import handle_of
 
 Params = list[nn.Parameter]
 
@@ -187,8 +188,8 @@ CLIPPY: dict[str, Callable[[Params], Optimizer]] = {
 
 
 def measured_by(optimizer: Optimizer) -> list[float]:
-    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
-    (source,) = [each for each in (optimizer, *owners) if isinstance(each, surefoot.Adagrad | surefoot.ClipHandle)]
+    source = optimizer if isinstance(optimizer, surefoot.Adagrad) else handle_of(optimizer)
+    assert source is not None
     return [float(measure) for measure in source.measures().values()]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -84,14 +85,135 @@ def test_finite_gradients_are_not_touched():
     assert not params[1].equal(held)  # without the guard it steps alone
 
 
+def gradients_of(params: list[Parameter], bad: tuple[float, float] = (0.0, 0.0)) -> None:
+    for p, value in zip(params, bad, strict=True):
+        p.grad = torch.full_like(p, 0.5) + value
+
+
+def moved(params: list[Parameter], step: Callable[[], object]) -> list[bool]:
+    before = [p.detach().clone() for p in params]
+    step()
+    return [not p.equal(old) for p, old in zip(params, before, strict=True)]
+
+
+ALONE = {"SGD": lambda params: torch.optim.SGD(params, lr=0.1), **KINDS}
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("one", ALONE)
+def test_an_optimizer_that_grad_scaler_leaves_out_is_in_step_again_at_once(one: str, first: int):
+    params, optimizers = pair(ALONE[one], KINDS["native"])
+    surefoot.guard(*optimizers)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def step(bad: float) -> None:
+        scaler.scale(params[0].sum() * bad + params[1].sum()).backward()
+        for optimizer in (optimizers[first], optimizers[1 - first]):
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    together = [moved(params, lambda bad=bad: step(bad)) for bad in (math.inf, 1.0, math.nan, math.inf, 1.0, 1.0)]
+    assert together == [[good, good] for good in (False, True, False, False, True, True)]
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+@pytest.mark.parametrize("one", ALONE)
+@pytest.mark.parametrize("other", ALONE)
+def test_optimizers_may_step_at_their_own_pace(one: str, other: str):
+    params, (a, b) = pair(ALONE[one], ALONE[other])
+    guard = surefoot.guard(a, b)
+    for bad, called, expected in (
+        ((0.0, 0.0), [a], [True, False]),
+        ((0.0, 0.0), [a], [True, False]),
+        ((0.0, math.nan), [a], [False, False]),
+        ((0.0, 0.0), [b, a], [True, True]),
+        ((math.nan, 0.0), [b], [False, False]),
+        ((math.nan, 0.0), [b], [False, False]),
+        ((0.0, 0.0), [a], [True, False]),
+        ((0.0, 0.0), [b], [False, True]),
+        ((math.nan, 0.0), [a], [False, False]),
+        ((0.0, 0.0), [b, a], [True, True]),
+    ):
+        gradients_of(params, bad)
+        assert moved(params, lambda called=called: [optimizer.step() for optimizer in called]) == expected
+    assert guard.skipped_steps == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_the_first_may_zero_its_gradients_before_the_other_steps(set_to_none: bool):
+    params, (a, b) = pair(KINDS["SGD with momentum"], KINDS["native"])
+    surefoot.guard(a, b)
+
+    def step(bad: tuple[float, float]) -> None:
+        torch.stack([(p * (1 + value)).sum() for p, value in zip(params, bad, strict=True)]).sum().backward()
+        for optimizer in (a, b):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    bads = ((0.0, 0.0), (math.nan, 0.0), (0.0, 0.0), (0.0, math.inf), (math.nan, 0.0), (0.0, 0.0))
+    assert [moved(params, lambda bad=bad: step(bad)) for bad in bads] == [[not any(bad)] * 2 for bad in bads]
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+@pytest.mark.parametrize("one", ALONE)
+def test_a_closure_may_do_nothing_or_make_the_gradients(one: str):
+    params, (a, b) = pair(ALONE[one], KINDS["native"])
+    surefoot.guard(a, b)
+
+    def makes(bad: float) -> float:
+        gradients_of(params, (bad, 0.0))
+        return 3.0
+
+    for bad in (0.0, math.nan, 0.0):
+        gradients_of(params, (bad, 0.0))
+        both = moved(params, lambda: [optimizer.step(closure=lambda: None) for optimizer in (a, b)])  # type: ignore[arg-type]
+        assert both == [not bad] * 2
+        losses: list[Any] = []
+        for optimizer in (b, a):
+            before = [p.detach().clone() for p in params]
+            losses.append(optimizer.step(lambda bad=bad: makes(bad)))
+            assert [p.equal(old) for p, old in zip(params, before, strict=True)].count(False) == (not bad)
+        assert losses == [3.0, 3.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+@pytest.mark.parametrize("kind", ["native", "native, no kernel"])
+def test_a_policy_that_raises_raises_under_a_guard(kind: str):
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    one = surefoot.ClippyAdagrad(params[:1], lr=0.1, nonfinite="raise", fused=None if kind == "native" else False)
+    other = torch.optim.SGD(params[1:], lr=0.1)
+    surefoot.guard(one, other)
+    surefoot.clip_updates(other, surefoot.Clippy(), nonfinite="raise")
+    for bad, raises, quiet in (((math.nan, 0.0), one, other), ((0.0, math.nan), other, one)):
+        gradients_of(params, bad)
+        with pytest.raises(FloatingPointError, match="is NaN or infinite"):
+            raises.step()
+        assert moved(params, quiet.step) == [False, False]
+
+
+def test_the_gradients_are_not_kept():
+    params, (a, b) = pair(KINDS["native"], KINDS["Adagrad"])
+    surefoot.guard(a, b)
+    gradients_of(params)
+    grad = weakref.ref(params[1].grad)
+    a.step()
+    for p in params:
+        p.grad = None
+    assert grad() is None
+
+
 def test_what_is_no_guard():
-    _, (one, other) = pair(KINDS["native"], KINDS["Adagrad"])
+    _, (one, _) = pair(KINDS["native"], KINDS["Adagrad"])
     with pytest.raises(ValueError, match="expected two or more, each once"):
         surefoot.guard(one)
     with pytest.raises(ValueError, match="expected two or more, each once"):
         surefoot.guard(one, one)
     with pytest.raises(TypeError, match="optimizers has 'adam'; expected torch.optim.Optimizer objects"):
         surefoot.guard(one, "adam")  # type: ignore[arg-type]
-    surefoot.guard(one, other)
-    with pytest.raises(ValueError, match="closure is given to an optimizer under a guard"):
-        one.step(lambda: 0.0)
+    with pytest.raises(TypeError, match="optimizers has LBFGS, whose line search steps many times in one step"):
+        surefoot.guard(one, torch.optim.LBFGS([Parameter(torch.ones(2))]))
+    assert not one._optimizer_step_pre_hooks

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from surefoot.optim.adagrad import Adagrad
-from surefoot.optim.attach import ClipHandle
+from surefoot.optim.attach import handle_of
+from surefoot.optim.hooks import Around, Part, around
 from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import Clippy, Rule
 
@@ -31,7 +32,7 @@ def slowed(rule: Rule, factor: float) -> Rule:
     return replace(rule, **{name: factor * getattr(rule, name) for name in names})
 
 
-class Throttle:
+class Throttle(Part):
     r"""Multiplies the steps of optimizers by a factor, or holds them.
 
     .. math:: w \leftarrow w - m\,\eta\,\sigma\,r
@@ -76,11 +77,19 @@ class Throttle:
             _move_to_front(optimizer._optimizer_step_pre_hooks, first.id)  # clip_updates looks at the rate
             self._last[id(optimizer)] = partial(_move_to_end, optimizer._optimizer_step_post_hooks, last.id)
             self._hooks += [first, last]
+            around(optimizer).add(self)
+        self._optimizers = list(optimizers)
 
     def remove(self) -> None:
         """Take the hooks off: every step is whole again."""
         for hook in self._hooks:
             hook.remove()
+        for optimizer in self._optimizers:
+            around(optimizer).discard(self)
+
+    def raised(self, around: Around) -> None:
+        """Take the factor off after a step that raised."""
+        self._restore(around.optimizer)
 
     @property
     def in_step(self) -> bool:
@@ -93,7 +102,7 @@ class Throttle:
         undo = self._undo[id(optimizer)] = []
         self._last[id(optimizer)]()  # after the hooks that were attached since
         if self.factor != 1.0:
-            handle = _handle(optimizer)
+            handle = handle_of(optimizer)
             default = None if handle is None else handle._rule
             for group in optimizer.param_groups:
                 _put(group, "lr", self.factor * group["lr"], undo)
@@ -124,7 +133,7 @@ class Throttle:
                 (params, rule, measure / factor) if used == lowered else (params, used, measure)
                 for params, used, measure in optimizer._last
             ]
-        if (handle := _handle(optimizer)) is not None:
+        if (handle := handle_of(optimizer)) is not None:
             for param in group["params"]:
                 measure = handle._measures.get(param)
                 if measure is not None and measure is not self._measured.get(param):  # not of an earlier step
@@ -146,17 +155,11 @@ class Throttle:
         return ((args[0], blind, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": blind})
 
 
-def _handle(optimizer: Optimizer) -> ClipHandle | None:
-    """Return what ``clip_updates`` put on the optimizer, if anything."""
-    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values())
-    return next((owner for owner in owners if isinstance(owner, ClipHandle)), None)
-
-
 def _forget_measures(optimizer: Optimizer) -> None:
     """Let nobody take what a rule measured of the last step for what it measures of one that is held."""
     if isinstance(optimizer, Adagrad):
         optimizer._last = []
-    if (handle := _handle(optimizer)) is not None:
+    if (handle := handle_of(optimizer)) is not None:
         handle._factors, handle._measures = {}, {}
 
 

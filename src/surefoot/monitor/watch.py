@@ -11,7 +11,7 @@ from surefoot.monitor import survey
 from surefoot.monitor.stats import touched
 from surefoot.monitor.survey import Look
 from surefoot.optim.adagrad import Adagrad
-from surefoot.optim.attach import ClipHandle
+from surefoot.optim.attach import ClipHandle, handle_of
 from surefoot.optim.eager import Accumulate, Epsilon
 from surefoot.rules import Clippy
 
@@ -171,8 +171,7 @@ class Watch:
 
     def _handle(self) -> ClipHandle | None:
         """Return what ``clip_updates`` has attached, which may come and go."""
-        owners = [getattr(hook, "__self__", None) for hook in self._optimizer._optimizer_step_pre_hooks.values()]
-        return next((owner for owner in owners if isinstance(owner, ClipHandle)), None)
+        return handle_of(self._optimizer)
 
     def _of_rule(self, what: str, *, last: bool = False) -> dict[Tensor, Tensor]:
         """Return clip_factors() or measures() of this step, or of the last one that was taken."""

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Adagrad, Adam, AdamW, Optimizer, SparseAdam
+from torch.optim import LBFGS, Adagrad, Optimizer, SparseAdam
 
 from surefoot.optim import kernel
 from surefoot.optim.classical import clip_gradients as clip_gradients
+from surefoot.optim.hooks import Around, Flag, Part, around, but_not, held, parts_of
 from surefoot.optim.moves import Before, Move, apply, factors, move_of
-from surefoot.optim.nonfinite import NonFinite, Skips, any_of, not_finite
+from surefoot.optim.nonfinite import NonFinite, Skips, not_finite
 from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import Clippy, Rule, checked
 
-_HONOUR_FOUND_INF = (Adam, AdamW, Adagrad)  # if fused; fused SGD corrupts its momentum when the first step is skipped
 _MOVE_TOUCHED_ROWS = (Adagrad, SparseAdam)  # and no others under a sparse gradient; SGD's momentum moves old ones too
 
 
@@ -77,7 +77,7 @@ def clip_updates(
     return ClipHandle(optimizer, rule, exclude, NonFinite(nonfinite))
 
 
-class ClipHandle:
+class ClipHandle(Part):
     """What ``clip_updates`` returns: the factors of the last step, and the way back."""
 
     def __init__(self, optimizer: Optimizer, rule: Rule, exclude: Iterable[Tensor | str], nonfinite: NonFinite) -> None:
@@ -89,19 +89,15 @@ class ClipHandle:
         self._buffers: dict[Tensor, Tensor] = {}
         self._before: dict[Tensor, Before] = {}
         self._moves: dict[Tensor, Move] = {}
-        self._open = False  # between the hooks
-        self._hidden: list[tuple[Tensor, Tensor]] = []
-        self._found_inf: tuple[Tensor, Tensor | None] | None = None  # ours, and the one that was there
-        self._bad: Tensor | bool = False  # whether this step is to be counted as skipped
+        self._bad: Flag = False  # whether this step is to be counted as skipped
         self._skips = Skips(f"clip_updates on {type(optimizer).__name__}")
         for param, group in self._covered():  # before any hook is there
             self._check(param, group)
         self._hooks = [
-            optimizer.register_step_pre_hook(self._pre),
-            optimizer.register_step_post_hook(self._post),
             optimizer.register_state_dict_post_hook(_without_rules),
             optimizer.register_load_state_dict_pre_hook(_with_rules),
         ]
+        around(optimizer).add(self, first=True)  # a policy that raises speaks before others count the step
 
     def clip_factors(self) -> dict[Tensor, Tensor]:
         """Return sigma of each parameter's last step: 0-d, or one number for each unit; no wait for the device."""
@@ -123,48 +119,47 @@ class ClipHandle:
         """Take the hooks off; the optimizer is then as if never attached to. Harmless when called again."""
         for hook in self._hooks:
             hook.remove()
-        self._restore()
+        around(self._optimizer).discard(self)
         self._before, self._buffers = {}, {}
 
     # Around the step
 
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
-    @torch.no_grad()
-    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._restore()  # a step that raised has left without the post hook
-        closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
-        self._remember(closure is not None)
-        self._open = True
-        if closure is None:
-            self._look()
-            return None
+    def begin(self, around: Around, has_closure: bool) -> None:
+        """Copy the covered weights."""
+        self._remember(has_closure)
 
-        def guarded() -> Any:
-            loss = closure()
-            with torch.no_grad():
-                self._look()
-            return loss
+    def verdict(self, around: Around) -> Flag:
+        """Say what the policy makes of the gradients; hide those that it keeps from the step."""
+        if self._nonfinite is NonFinite.PROPAGATE:
+            return False
+        if self._nonfinite is NonFinite.SKIP_STEP:
+            self._bad = but_not(around.bad(), around.scaler_skips())
+            return around.bad()
+        if bool(around.scaler_skips()) or not bool(around.bad()):  # the wait
+            return False
+        pairs = held(self._optimizer)
+        flags = not_finite([grad for _, grad in pairs])
+        pairs = [pair for pair, flag in zip(pairs, flags, strict=True) if bool(flag)]
+        if self._nonfinite is NonFinite.RAISE:
+            raise FloatingPointError(f"the gradient of {self._called(pairs[0][0])} is NaN or infinite")
+        self._bad = True
+        around.hide(pairs)
+        return False
 
-        return ((args[0], guarded, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": guarded})
-
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-    @torch.no_grad()
-    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._open:  # a step within a step: the inner one was clipped already
-            return
-        try:
-            self._clip(getattr(optimizer, "found_inf", None))
-            self._skips.add(self._bad)
-        finally:
-            self._restore()
-        self._skips.tell_once()
-
-    def _look(self) -> None:
-        """Look at the gradients, now that they are there."""
-        self._guard()
-        # foreach SGD with Nesterov's momentum, for one, adds it to p.grad: what can be measured now is
+    def look(self, around: Around) -> None:
+        """Measure what needs no update: foreach SGD with Nesterov's momentum, for one, adds it to p.grad."""
         scale: Tensor | None = getattr(self._optimizer, "grad_scale", None)
         self._moves = {move.param: move for move in self._measured(lambda rule: not rule.needs_update, scale)}
+
+    def end(self, around: Around) -> None:
+        """Clip the step that was taken."""
+        self._clip(getattr(self._optimizer, "found_inf", None))
+        self._skips.add(self._bad)
+        self._skips.tell_once()
+
+    def forget(self, around: Around) -> None:
+        """Forget the step."""
+        self._bad, self._moves = False, {}
 
     def _measured(self, concerned: Callable[[Rule], bool], grad_scale: Tensor | None = None) -> Iterator[Move]:
         for param, group in self._covered():
@@ -234,56 +229,6 @@ class ClipHandle:
         if targets:
             torch._foreach_copy_([self._buffers[p] for p in targets], targets)  # pyright: ignore[reportPrivateImportUsage]
 
-    # Gradients that are not finite
-
-    def _guard(self) -> None:
-        """Let the step see no gradient that the policy keeps from it."""
-        held = [(p, p.grad) for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self._nonfinite is NonFinite.PROPAGATE or not held:
-            return
-        plain = self._nonfinite is NonFinite.SKIP_STEP and kernel.takes(*(grad for _, grad in held))
-        grads = [grad for _, grad in held]
-        flags = (
-            [torch.tensor(not kernel.all_finite(grads), dtype=torch.bool, device="cpu")] if plain else not_finite(grads)
-        )
-        theirs: Tensor | None = getattr(self._optimizer, "found_inf", None)
-        if self._nonfinite is NonFinite.SKIP_STEP and honours_found_inf(self._optimizer):
-            theirs = self._found_inf[1] if self._found_inf else theirs  # a closure may be called again
-            bad = any_of(flags)
-            self._bad = self._bad | (bad if theirs is None else bad.to(theirs.device) & (theirs == 0))
-            ours = self._bad.float() if theirs is None else theirs.maximum(self._bad.float())
-            self._found_inf = ours, theirs
-            self._optimizer.found_inf = ours  # pyright: ignore[reportAttributeAccessIssue]
-            return
-        bad = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()  # the wait
-        if theirs is not None and theirs.item():
-            self._hide(held)  # GradScaler's skip
-        elif any(bad):
-            if self._nonfinite is not NonFinite.SKIP_STEP:
-                held = [each for each, is_bad in zip(held, bad, strict=True) if is_bad]
-            if self._nonfinite is NonFinite.RAISE:
-                self._open = False
-                raise FloatingPointError(f"the gradient of {self._called(held[0][0])} is NaN or infinite")
-            self._hide(held)
-            self._bad = True
-
-    def _hide(self, held: list[tuple[Tensor, Tensor]]) -> None:
-        self._hidden += held
-        for param, _ in held:
-            param.grad = None
-
-    def _restore(self) -> None:
-        """Give back what ``_guard`` took, and forget the step."""
-        for param, grad in self._hidden:
-            if param.grad is None:
-                param.grad = grad
-        if self._found_inf is not None and getattr(self._optimizer, "found_inf", None) is self._found_inf[0]:
-            if self._found_inf[1] is None:
-                del self._optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-            else:
-                self._optimizer.found_inf = self._found_inf[1]  # pyright: ignore[reportAttributeAccessIssue]
-        self._hidden, self._found_inf, self._bad, self._open, self._moves = [], None, False, False, {}
-
     def _called(self, param: Tensor) -> str:
         for i, group in enumerate(self._optimizer.param_groups):
             for j, each in enumerate(group["params"]):
@@ -306,10 +251,14 @@ def _checked_optimizer(optimizer: Any) -> Optimizer:
         raise TypeError(f"optimizer is {called}, whose line search steps many times in one step; expected any other")
     if "rule" in optimizer.defaults:
         raise TypeError(f"optimizer is {called}, which takes a rule itself; expected one without: pass it rule=...")
-    for hook in optimizer._optimizer_step_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), ClipHandle):
-            raise ValueError(f"optimizer is {called}, clipped already; expected one that is not: call remove() first")
+    if handle_of(optimizer) is not None:
+        raise ValueError(f"optimizer is {called}, clipped already; expected one that is not: call remove() first")
     return optimizer
+
+
+def handle_of(optimizer: Optimizer) -> ClipHandle | None:
+    """Return what ``clip_updates`` has put on an optimizer, if anything."""
+    return next((part for part in parts_of(optimizer) if isinstance(part, ClipHandle)), None)
 
 
 def _exclusions(optimizer: Optimizer, exclude: Iterable[Tensor | str]) -> tuple[set[Tensor], list[str]]:
@@ -331,11 +280,6 @@ def _exclusions(optimizer: Optimizer, exclude: Iterable[Tensor | str]) -> tuple[
         else:
             patterns.append(each)
     return excluded, patterns
-
-
-def honours_found_inf(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer of torch's skips a step, its first one too, when ``found_inf`` is set on it."""
-    return isinstance(optimizer, _HONOUR_FOUND_INF) and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _without_rules(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot import rules
-from surefoot.optim.attach import ClipHandle
+from surefoot.optim.attach import handle_of
 from surefoot.rules import Clippy, Rule, Scope, broadcast, wide
 
 EVERY_RULE: dict[str, Rule] = {kind.__name__: kind() for kind in rules.ALL if kind is not rules.NoClip}
@@ -106,9 +106,8 @@ def _sigmas(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     """Return the factors that were in force in the step."""
     if hasattr(optimizer, "clip_factors"):
         return optimizer.clip_factors()  # pyright: ignore[reportAttributeAccessIssue]
-    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values())
-    handles = [owner for owner in owners if isinstance(owner, ClipHandle)]
-    return handles[0].clip_factors() if handles else {}
+    handle = handle_of(optimizer)
+    return {} if handle is None else handle.clip_factors()
 
 
 def _factors(rule: Rule, taken: Mapping[str, _Taken]) -> dict[str, float]:

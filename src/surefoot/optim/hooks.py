@@ -1,0 +1,301 @@
+"""All that surefoot puts around one optimizer's step, in one order whatever the order in which it was attached.
+
+torch calls the hooks of a step in the order of their registration, and none of them after a step that raised. So
+``clip_updates``, ``guard`` and recovery do not register hooks of their own: they are parts of one ``Around`` for each
+optimizer, which runs last before the step and first after it. A step then goes
+
+1. ``begin``: weights are remembered;
+2. the closure, if there is one;
+3. ``verdict``: every part says from the gradients whether the step is to be skipped, and one of them is enough;
+4. what is to be skipped is hidden from the optimizer, or its ``found_inf`` is set;
+5. ``look``: what is measured before the weights move;
+6. the optimizer's own step;
+7. ``end``: factors are applied; then gradients, ``found_inf`` and all else are as they were.
+
+The optimizer's ``step`` is wrapped, as schedulers wrap it, so that what was hidden comes back after an exception too.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adagrad as TorchAdagrad
+from torch.optim import Adam, AdamW, Optimizer
+
+from surefoot.optim import kernel
+from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.nonfinite import NonFinite, any_of, not_finite, readable
+
+Flag = bool | Tensor
+"""Yes or no: a bool, or a 0-d bool tensor where reading it would make the host wait for the device."""
+
+_HONOUR_FOUND_INF = (Adam, AdamW, TorchAdagrad)  # if fused; fused SGD corrupts its momentum if the first is skipped
+
+
+class Part:
+    """Something that surefoot puts around the steps of one or several optimizers."""
+
+    def begin(self, around: "Around", has_closure: bool) -> None:
+        """Remember what is needed; with a closure the gradients are not there yet."""
+
+    def verdict(self, around: "Around") -> Flag:
+        """Say from the gradients whether the step is to be skipped."""
+        return False
+
+    def look(self, around: "Around") -> None:
+        """Measure before the weights move; gradients that are to be skipped are hidden."""
+
+    def end(self, around: "Around") -> None:
+        """Do what follows the optimizer's own step."""
+
+    def forget(self, around: "Around") -> None:
+        """Forget the step, at its end or after it raised."""
+
+    def raised(self, around: "Around") -> None:
+        """Put back what else was changed for the time of a step that has raised."""
+
+
+class Around:
+    """The parts around one optimizer's step. Made by ``around``.
+
+    Attributes:
+        optimizer: the optimizer.
+        parts: in the order in which they are asked.
+        theirs: in ``verdict``, the ``found_inf`` that GradScaler has set, if it has.
+        flags: in ``verdict``, what is known of optimizers' gradients: whether one is NaN or infinite.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.parts: list[Part] = []
+        self.theirs: Tensor | None = None
+        self.flags: dict[Optimizer, Flag] = {}
+        self._open = False  # between the hooks
+        self._within = False  # inside the wrapped step
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        self._found_inf: tuple[Tensor, Tensor | None] | None = None  # ours, and the one that was there
+        self._first = optimizer.register_step_pre_hook(self._pre)
+        self._last = optimizer.register_step_post_hook(self._post)
+        self._step_before = optimizer.__dict__.get("step")  # another's wrapper, a scheduler's for example
+        self._step = _wrapped(optimizer.step, self)
+        optimizer.step = self._step  # pyright: ignore[reportAttributeAccessIssue]
+
+    def add(self, part: Part, *, first: bool = False) -> None:
+        """Put a part around the step, from now on."""
+        self.parts.insert(0 if first else len(self.parts), part)
+
+    def discard(self, part: Part) -> None:
+        """Take a part off; with the last one the optimizer is as it was. Harmless when called again."""
+        if part in self.parts:
+            self.parts.remove(part)
+            part.forget(self)
+        if not self.parts:
+            self.forget()
+            self._first.remove()
+            self._last.remove()
+            if self.optimizer.__dict__.get("step") is self._step:  # else somebody has wrapped ours
+                del self.optimizer.step
+                if self._step_before is not None:
+                    self.optimizer.step = self._step_before
+
+    def bad(self, optimizer: Optimizer | None = None) -> Flag:
+        """Return whether a gradient of this or of another optimizer is NaN or infinite; looked at once a step."""
+        optimizer = optimizer or self.optimizer
+        if optimizer not in self.flags:
+            grads = [grad for _, grad in held(optimizer)]
+            plain = bool(grads) and kernel.takes(*grads)
+            self.flags[optimizer] = not kernel.all_finite(grads) if plain else _any_of(not_finite(grads))
+        return self.flags[optimizer]
+
+    def scaler_skips(self) -> Flag:
+        """Return whether GradScaler has told the optimizer to skip this step."""
+        return False if self.theirs is None else read(self.theirs.squeeze() > 0)
+
+    def hide(self, held: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Let the step see no gradient of these parameters."""
+        self._hidden += held
+        for param, _ in held:
+            param.grad = None
+
+    # Around the step
+
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
+    @torch.no_grad()
+    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._within and self._open:  # a step within a step: this one is looked after already
+            return None
+        self.forget()  # a step that raised, and that was called past the wrapper
+        closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._open = True
+        for part in self.parts:
+            part.begin(self, closure is not None)
+        if closure is None:
+            self._decide()
+            return None
+
+        def decided() -> Any:
+            self._show()  # a closure may be called again
+            loss = closure()
+            with torch.no_grad():
+                self._decide()
+            return loss
+
+        return ((args[0], decided, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": decided})
+
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    @torch.no_grad()
+    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._open:  # a step within a step: the inner one has ended already
+            return
+        try:
+            for part in reversed(self.parts):
+                part.end(self)
+        finally:
+            self.forget()
+
+    def _decide(self) -> None:
+        """Ask the parts, and let the optimizer skip the step if any of them says so."""
+        self.theirs, self.flags = getattr(self.optimizer, "found_inf", None), {}
+        skip: Flag = False
+        for part in self.parts:
+            skip = either(skip, part.verdict(self))
+        if _raises(self.optimizer, skip) and bool(self.bad()):
+            skip = False  # it will raise, as asked for
+        elif skip is not False:
+            self._count_its_own()
+        self._skip(skip)
+        for part in self.parts:
+            part.look(self)
+
+    def _skip(self, skip: Flag) -> None:
+        if self.theirs is not None and not takes_found_inf(self.optimizer):
+            skip = either(skip, self.scaler_skips())
+        if isinstance(skip, Tensor) and takes_found_inf(self.optimizer):
+            ours = skip.float() if self.theirs is None else self.theirs.maximum(skip.to(self.theirs.device).float())
+            self._found_inf = ours, self.theirs
+            self.optimizer.found_inf = ours  # pyright: ignore[reportAttributeAccessIssue]
+        elif bool(skip):  # the wait
+            self.hide(held(self.optimizer))
+
+    def _count_its_own(self) -> None:
+        """Let surefoot's own optimizer count the step as it would without us."""
+        if isinstance(self.optimizer, Adagrad) and self.optimizer._nonfinite is not NonFinite.PROPAGATE:
+            self.optimizer._skips.add(but_not(self.bad(), self.scaler_skips()))
+
+    def _show(self) -> None:
+        """Give the gradients and ``found_inf`` back."""
+        for param, grad in self._hidden:
+            if param.grad is None:
+                param.grad = grad
+        if self._found_inf is not None and getattr(self.optimizer, "found_inf", None) is self._found_inf[0]:
+            if self._found_inf[1] is None:
+                del self.optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                self.optimizer.found_inf = self._found_inf[1]  # pyright: ignore[reportAttributeAccessIssue]
+        self._hidden, self._found_inf = [], None
+
+    def forget(self) -> None:
+        """Give back what was hidden, and forget the step."""
+        self._show()
+        self.theirs, self.flags, self._open = None, {}, False
+        for part in self.parts:
+            part.forget(self)
+
+    def _enter(self) -> None:
+        """Be the innermost of all hooks: others see gradients as they are, and may raise before anything is hidden."""
+        hooks = self.optimizer._optimizer_step_pre_hooks
+        if next(reversed(hooks), None) != self._first.id and self._first.id in hooks:
+            hooks[self._first.id] = hooks.pop(self._first.id)
+        hooks = self.optimizer._optimizer_step_post_hooks
+        if next(iter(hooks), None) != self._last.id and self._last.id in hooks:
+            for key in [key for key in hooks if key != self._last.id]:
+                hooks[key] = hooks.pop(key)
+        self._within = True
+
+    def _leave(self, *, raised: bool) -> None:
+        self._within = False
+        if raised:
+            self.forget()
+            for part in self.parts:
+                part.raised(self)
+
+
+def around(optimizer: Optimizer) -> Around:
+    """Return what is around an optimizer's step, made now if there is nothing yet."""
+    return _present(optimizer) or Around(optimizer)
+
+
+def parts_of(optimizer: Optimizer) -> Sequence[Part]:
+    """Return what has been put around an optimizer's step."""
+    present = _present(optimizer)
+    return () if present is None else present.parts
+
+
+def takes_found_inf(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer skips a step, its first one too, when ``found_inf`` is set on it."""
+    if isinstance(optimizer, Adagrad):
+        return True
+    return isinstance(optimizer, _HONOUR_FOUND_INF) and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def held(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Return the parameters that have a gradient, each with it."""
+    return [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def either(one: Flag, other: Flag) -> Flag:
+    """Return whether one of two flags is set, without a wait."""
+    if isinstance(one, bool):
+        return other if not one else True
+    if isinstance(other, bool):
+        return one if not other else True
+    return one | other.to(one.device)
+
+
+def but_not(one: Flag, other: Flag) -> Flag:
+    """Return whether the first of two flags is set and the second is not, without a wait."""
+    if isinstance(other, bool):
+        return False if other else one
+    return one and ~other if isinstance(one, bool) else one & ~other.to(one.device)
+
+
+def read(flag: Tensor) -> Flag:
+    """Return a flag as a bool where reading it costs no wait."""
+    return bool(flag) if readable(flag) else flag
+
+
+def _any_of(flags: Sequence[Tensor]) -> Flag:
+    return read(any_of(flags)) if flags else False
+
+
+def _present(optimizer: Optimizer) -> Around | None:
+    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Around)), None)
+
+
+def _raises(optimizer: Optimizer, skip: Flag) -> bool:
+    """Whether the optimizer would raise rather than skip a step that somebody wants to be skipped."""
+    return skip is not False and isinstance(optimizer, Adagrad) and optimizer._nonfinite is NonFinite.RAISE
+
+
+def _wrapped(inner: Callable[..., Any], around: Around) -> MethodType:
+    """Wrap an optimizer's ``step`` so that one that raises leaves nothing behind."""
+
+    @torch._disable_dynamo(recursive=False)  # pyright: ignore[reportPrivateImportUsage]
+    @functools.wraps(getattr(inner, "__func__", inner))
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if around._within or not around.parts:
+            return inner(*args, **kwargs)
+        raised = True
+        around._enter()
+        try:
+            result = inner(*args, **kwargs)
+            raised = False
+        finally:
+            around._leave(raised=raised)
+        return result
+
+    return MethodType(step, around.optimizer)
