@@ -1,6 +1,7 @@
 """Recorded runs, whole: what benchmarks/detection_record.py has written, a branch joined to its twin."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import numpy as np
 from detection_labels import Limits, Outcome, Probe, outcome
-from detection_record import MEASURED_BATCHES, MEASURED_EVERY
+from detection_record import SCORES
 from numpy.typing import NDArray
 
 from surefoot.monitor.signals import Signals
+from surefoot.monitor.window import ABSENT
 
 Table = NDArray[np.float64]
+RAW = ("outputs", "labels")  # in the files for other windows; not read here
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,24 @@ class Run:
         tasks, dense = len(self.tasks), self.layers[:-1]
         for step, row in enumerate(self.steps.tolist()):
             norms = 2 * tasks + len(dense)
+            # a monitor has no ratio of a step whose gradients are not finite: none is taken of it
+            ratios = row[2 * tasks : norms] if all(map(math.isfinite, row[norms:-2])) else []
             yield Signals(
                 losses=dict(zip(self.tasks, row[:tasks], strict=True)),
                 relative_losses=dict(zip(self.tasks, row[tasks : 2 * tasks], strict=True)),
-                clip_ratios=dict(zip(dense, row[2 * tasks : norms], strict=True)),
+                clip_ratios=dict(zip(dense, ratios, strict=True)) if ratios else {},
                 grad_norms=dict(zip(dense, row[norms:-2], strict=True)),
                 **self._windowed(step),
             )
 
     def _windowed(self, step: int) -> dict[str, dict[str, float]]:
         """Return AUC, calibration and spread by task, on a step on which they were looked at."""
-        if step < MEASURED_BATCHES - 1 or step % MEASURED_EVERY:
-            return {}
         row, tasks = self.window[step].tolist(), len(self.tasks)
-        each = [dict(zip(self.tasks, row[i * tasks : (i + 1) * tasks], strict=True)) for i in range(3)]
-        aucs = {task: each[0][task] for task, binary in zip(self.tasks, self.binary, strict=True) if binary}
-        return {"aucs": aucs, "calibrations": each[1], "spreads": each[2]}
+        each = (zip(self.tasks, row[i * tasks : (i + 1) * tasks], strict=True) for i in range(len(SCORES)))
+        return {
+            f"{name}s": {t: v for t, v in of.items() if v != ABSENT}
+            for name, of in zip(SCORES, map(dict, each), strict=True)
+        }
 
 
 def load(folder: Path, wanted: Callable[[int], bool] = lambda setup: True) -> Iterator[Run]:
@@ -107,7 +112,7 @@ def load(folder: Path, wanted: Callable[[int], bool] = lambda setup: True) -> It
             continue
         about = json.loads(path.read_text())
         with np.load(path.with_suffix(".npz")) as archive:
-            arrays = {name: archive[name].astype(np.float64) for name in archive.files}
+            arrays = {name: archive[name].astype(np.float64) for name in archive.files if name.split("/")[1] not in RAW}
         for number, fault in enumerate(about["runs"]):
             yield _run(about, fault, number, arrays)
 

@@ -33,6 +33,7 @@ from surefoot.data.sources import completejourney
 from surefoot.data.windows import MovingWindow
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
 from surefoot.models.ranker import Ranker, split_parameters, task_losses
+from surefoot.monitor.window import ABSENT, Kinds, Window, clean
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import Clippy, NoClip
@@ -43,7 +44,8 @@ STEPS_PER_DAY = 20
 DAYS = STEPS // STEPS_PER_DAY
 WINDOW_DAYS = 3
 PROBE_ONE_IN = {"synthetic": 8, "completejourney": 16}
-MEASURED_BATCHES, MEASURED_EVERY = 8, 4  # the window of AUC, calibration and spread, and how often it is looked at
+WINDOW_ROWS, REFRESH = 8192, 8  # the monitor's defaults: rows of its window, steps from one score to the next
+SCORES = ("auc", "calibration", "spread")  # of the window, as the monitor shows them to its detector
 DIM = 8
 EMBEDDING_RATE = 0.1
 LAST_DAYS = 100  # of completejourney, from which a seed picks its stretch
@@ -66,7 +68,7 @@ class Setup:
     skips: bool  # a step whose gradient is not finite
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _whole_log(data: str, seed: int) -> Log:
     if data == "completejourney":
         return completejourney.load(LAST_DAYS)
@@ -127,7 +129,9 @@ def start(setup: Setup, log: Log) -> Training:
     )
     parameters = split_parameters(model)
     rule = Clippy() if setup.clippy else NoClip()
-    dense = Adagrad(parameters.dense.values(), setup.rate, rule=rule, nonfinite=NonFinite.PROPAGATE)
+    dense = Adagrad(
+        parameters.dense.values(), setup.rate, rule=rule, nonfinite=NonFinite.PROPAGATE, initial_accumulator_value=0.1
+    )
     embedding = torch.optim.Adagrad(
         parameters.embedding.values(), EMBEDDING_RATE, initial_accumulator_value=1e-6, foreach=False
     )
@@ -269,7 +273,8 @@ def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
 
     ``steps``: losses as trained on, relative losses (tasks each), clip ratios (dense layers),
     gradient norms (layers), rate.
-    ``window``: AUC, calibration, spread (tasks each) of the last batches, NaN where not looked at.
+    ``window``: AUC, calibration, spread (tasks each) of the last rows, -inf where there is no such number.
+    ``outputs``, ``labels``: of the batches, (rows, tasks), so that other windows can be had of them later.
     ``probe``: AUC and relative loss (tasks each) of the probe; ``served`` likewise, as the fault would serve it;
     ``past`` likewise, the best of past weights on the same rows.
     """
@@ -279,6 +284,8 @@ def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
     found = {
         "steps": torch.stack(recorder.rows).numpy(),
         "window": _windowed(outputs, labels, recorder.tasks, missing),
+        "outputs": torch.stack(recorder.outputs).numpy(),
+        "labels": torch.stack(recorder.labels).numpy(),
         "probe": _probed(recorder.probed, recorder, missing),
         "past": np.stack(recorder.past)[np.arange(missing, STEPS) // STEPS_PER_DAY - missing // STEPS_PER_DAY],
     }
@@ -287,21 +294,17 @@ def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
     return found
 
 
-def _windowed(outputs: Tensor, labels: Tensor, kinds: Sequence[Task], start: int) -> np.ndarray:
-    """Return (steps, 3 * tasks) from outputs and labels, (steps, rows, tasks) each."""
-    steps, _, tasks = outputs.shape
-    table = np.full((steps, 3 * tasks), np.nan, dtype=np.float32)
-    looked_at = [s for s in range(MEASURED_BATCHES - 1, steps) if s % MEASURED_EVERY == 0 and s >= start]
-    window = torch.tensor(looked_at)[:, None] + torch.arange(1 - MEASURED_BATCHES, 1)  # (looks, batches)
-    for i, task in enumerate(kinds):
-        seen = outputs[:, :, i][window].flatten(1).double()
-        truth = labels[:, :, i][window].flatten(1).double()
-        binary = task.kind is TaskKind.BINARY
-        if binary:
-            table[looked_at, i] = aucs(seen.numpy(), truth.numpy())
-        predicted = seen.sigmoid() if binary else seen
-        table[looked_at, tasks + i] = (predicted.mean(1) / truth.mean(1)).numpy()
-        table[looked_at, 2 * tasks + i] = (predicted.std(1) / truth.std(1)).numpy()
+def _windowed(outputs: Tensor, labels: Tensor, tasks: Sequence[Task], start: int) -> np.ndarray:
+    """Return (steps, 3 * tasks) from outputs and labels, (steps, rows, tasks) each, by the monitor's own window."""
+    binary = [task.kind is TaskKind.BINARY for task in tasks]
+    kinds = Kinds(tuple(binary), torch.tensor(binary))
+    window = Window(WINDOW_ROWS)
+    table = np.full((len(outputs), len(SCORES) * len(tasks)), ABSENT, dtype=np.float32)
+    for step in range(max(0, start - WINDOW_ROWS // outputs.shape[1]), len(outputs)):
+        window.add(clean(outputs[step].T, labels[step].T))
+        if step % REFRESH == 0 and step >= start:
+            found = window.scores(kinds)
+            table[step] = torch.cat([found[name] for name in SCORES]).numpy()
     return table[start:]
 
 

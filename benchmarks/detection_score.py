@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 from detection_labels import Limits, Outcome, shaken
 from detection_load import Run
-from detection_record import MEASURED_BATCHES
+from detection_record import BATCH, WINDOW_ROWS
 from detection_rivals import RIVALS, Flags
 
 from surefoot.monitor.divergence import Detector
@@ -110,7 +110,7 @@ def healthy_steps(run: Run, found: Outcome) -> list[int]:
     if not run.is_twin and run.fault["name"] not in RATES | SHIFTS:
         if run.fault["steps"] is None:
             return []
-        first += run.fault["steps"] + MEASURED_BATCHES
+        first += run.fault["steps"] + WINDOW_ROWS // BATCH
     bad = shaken(run.probe, run.past)
     return [step for step in range(first, len(run.steps)) if not bad[step]]
 

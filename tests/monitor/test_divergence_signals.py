@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,11 @@ from surefoot.monitor.divergence import Alarm, Detector, Signals, Verdict
 
 NOISE = [0.00, 0.03, -0.02, 0.01, -0.04, 0.02, -0.01, 0.04, -0.03]  # a cycle of nine steps
 HEALTHY = 120  # steps before anything happens
-GOLDEN: list[tuple[int, str | None, str]] = [(307, None, "clip_ratio")]
+GOLDEN: list[tuple[int, str | None, str]] = [
+    (307, None, "clip_ratio"),
+    (320, "click", "loss"),
+    (336, None, "grad_norm"),
+]
 
 
 def step_of(step: int, changes: dict[str, float] | None = None) -> Signals:
@@ -189,7 +194,7 @@ def test_an_event_says_where_it_began():
     detector.finish(HEALTHY + 101)
     (event,) = detector.events
     assert (event.task, event.layer, event.signal, event.verdict) == ("click", "top", "clip_ratio", Verdict.FULL)
-    assert event.onset == HEALTHY
+    assert (event.alarm, event.onset) == (HEALTHY, HEALTHY + 1)
 
 
 def test_rises_of_layers_and_tasks_that_are_too_small_apart_are_seen_together():
@@ -309,6 +314,160 @@ def test_a_recorded_like_run_gives_the_same_alarms_as_ever():
     detector, alarms = run(story)
     assert [(alarm.step, alarm.task, alarm.signal) for alarm in alarms] == GOLDEN
     assert detector.finish(400) is Verdict.FULL
+
+
+# An alarm is over when its own signal says so, and a second trouble in it is told.
+
+
+def looked(step: int, auc: float = 0.75, **changes: float) -> Signals:
+    """A healthy step whose scores are shown every 8 steps, as a monitor shows them."""
+    signals = step_of(step, changes)
+    scores = {"aucs": {"click": auc}, "auc_errors": {"click": 0.005}} if step % 8 == 0 else {"aucs": {}}
+    return Signals(**{**vars(signals), **scores, **({} if step % 8 == 0 else {"calibrations": {}, "spreads": {}})})
+
+
+@pytest.mark.parametrize("changes", [{"auc": 0.6}, {"spread": 0.01}, {"calibration": 3.0}])
+def test_a_fall_that_stays_and_is_shown_every_8_steps_is_one_alarm(changes: dict[str, float]):
+    """Calm steps between two looks say nothing of it: it would be raised again at every look."""
+    story = [*map(looked, range(HEALTHY)), *(looked(step, **changes) for step in range(HEALTHY, HEALTHY + 56))]
+    detector, alarms = run(story)
+    assert len(alarms) == 1
+    assert not detector.healthy
+
+
+def test_an_alarm_of_a_score_is_over_after_two_good_looks():
+    bad = [looked(step, auc=0.6) for step in range(HEALTHY, HEALTHY + 16)]
+    detector, _ = run([*map(looked, range(HEALTHY)), *bad, *map(looked, range(HEALTHY + 16, HEALTHY + 24))])
+    assert not detector.healthy
+    detector, alarms = run(map(looked, range(HEALTHY + 24, HEALTHY + 60)), detector, HEALTHY + 24)
+    assert detector.healthy
+    assert alarms == []
+
+
+@pytest.mark.parametrize("first", ["auc", "loss", "norm", "ratio"])
+@pytest.mark.parametrize("second", ["auc", "loss", "norm", "ratio"])
+def test_a_second_trouble_in_an_open_alarm_is_told(first: str, second: str):
+    """A rate thirty times too high while a drift's alarm is open, say."""
+    sizes = {"auc": 0.65, "loss": 1.9, "norm": 100.0, "ratio": 30.0}
+    larger = {"auc": 0.5, "loss": 6.0, "norm": 1e5, "ratio": 30.0**2}
+    two = HEALTHY + 24
+    one = {first: sizes[first]}
+    both = one | {second: larger[second] if second == first else sizes[second]}
+    story = [
+        *map(looked, range(HEALTHY)),
+        *(looked(step, **one) for step in range(HEALTHY, two)),
+        *(looked(step, **both) for step in range(two, two + 8)),
+    ]
+    families = {"auc": {"auc"}, "loss": {"loss", "relative_loss"}, "norm": {"grad_norm"}, "ratio": {"clip_ratio"}}
+    _, alarms = run(story)
+    assert [alarm.step for alarm in alarms] == [HEALTHY, two]
+    assert alarms[0].signal in families[first]
+    assert alarms[-1].signal in families[second] | families[first]
+
+
+def test_a_value_that_is_not_finite_is_told_at_once_in_an_open_alarm_and_once_while_it_lasts():
+    nan = [replaced(signals, "losses", math.nan) for signals in changed(30, HEALTHY + 2, norm=100.0)]
+    _, alarms = run([*healthy(), *changed(2, norm=100.0), *nan])
+    assert [(alarm.step, alarm.signal) for alarm in alarms] == [(HEALTHY, "grad_norm"), (HEALTHY + 2, "non_finite")]
+
+
+def test_what_a_divergence_does_in_its_first_steps_is_one_alarm():
+    growing = [step_of(step, {"ratio": 30.0, "loss": 1.3 ** (step - HEALTHY)}) for step in range(HEALTHY, HEALTHY + 5)]
+    _, alarms = run([*healthy(), *growing])
+    assert [(alarm.step, alarm.layer) for alarm in alarms] == [(HEALTHY, "top")]
+
+
+def test_a_loss_that_blows_up_step_by_step_is_not_news_at_each():
+    blow = [step_of(step, {"loss": 2.0 ** (step - HEALTHY)}) for step in range(HEALTHY, HEALTHY + 50)]
+    _, alarms = run([*healthy(), *blow])
+    assert len(alarms) == 1
+
+
+# An AUC is judged by its recent best.
+
+
+def test_a_fall_of_the_auc_while_it_is_still_learnt_is_seen():
+    """Its median over 64 looks lies at 0.55 when 0.82 has been reached."""
+
+    def auc_at(step: int) -> float:
+        return min(0.82, 0.5 + 0.0015 * step)
+
+    learning = [looked(step, auc=auc_at(step)) for step in range(320)]
+    assert run(learning)[1] == []
+    _, alarms = run([*learning, *(looked(step, auc=auc_at(step) - 0.06) for step in range(320, 336))])
+    assert [(alarm.step, alarm.signal) for alarm in alarms] == [(320, "auc")]
+    assert "fell from 0.82 to 0.76" in alarms[0].reason
+
+
+def test_the_auc_of_few_positives_may_move_by_chance():
+    """80 positives among 8,192 rows: a standard error of 3 points."""
+    draw = random.Random(1)
+    few = [
+        Signals(aucs={"rare": 0.7 + 0.03 * draw.gauss(0, 1)}, auc_errors={"rare": 0.03}) if step % 8 == 0 else Signals()
+        for step in range(4000)
+    ]
+    assert run(few)[1] == []
+    _, alarms = run([Signals(aucs={"rare": 0.5}, auc_errors={"rare": 0.03})], run(few)[0], 4000)
+    assert len(alarms) == 1
+
+
+# Learning is no harm.
+
+
+def test_predictions_that_spread_less_than_at_the_start_are_no_collapse_while_losses_fall():
+    def step_at(step: int) -> Signals:
+        noise = 1 + NOISE[step % len(NOISE)]
+        loss = noise * (0.6 + 2.0 * 0.97**step)
+        shown = {"spreads": {"click": 0.1 + 3 * 0.96**step}} if step % 8 == 0 else {}
+        return Signals(losses={"click": 0.7 * loss}, relative_losses={"click": loss}, **shown)
+
+    assert run(map(step_at, range(165)))[1] == []
+
+
+# States of other versions.
+
+
+def saved() -> dict[str, Any]:
+    story = [*healthy(), *changed(3, norm=300.0), *changed(12, HEALTHY + 3, loss=3.0)]
+    return json.loads(json.dumps(run(story)[0].state_dict()))
+
+
+def test_a_state_from_before_a_signal_existed_is_taken_over():
+    state = saved()
+    for key in ("rankings", "ranked"):
+        del state["panel"][key]
+    del state["panel"]["levels"]["calibration"]
+    for road in state["roads"].values():
+        del road["shock"], road["shown"]
+    for event in state["events"]:
+        del event["alarm"]
+    state["open"], state["calm"] = state["open"]["told"][-1], 2  # as it was saved once
+    detector = Detector()
+    detector.load_state_dict(state)
+    assert not detector.healthy
+    _, alarms = run(healthy(100, HEALTHY + 15), detector, HEALTHY + 15)
+    assert alarms == []
+    assert detector.healthy
+
+
+def test_what_a_newer_version_has_saved_beside_is_passed_over():
+    state = saved()
+    expected = Detector()
+    expected.load_state_dict(saved())
+    state["panel"]["levels"]["entropy"] = {"click": {"waiting": [], "accepted": [1.0]}}
+    state["more"] = state["panel"]["more"] = state["open"]["more"] = state["alarms"][0]["more"] = 1
+    detector = Detector()
+    detector.load_state_dict(state)
+    assert detector.state_dict() == expected.state_dict()
+
+
+@pytest.mark.parametrize("broken", [{"roads": 3}, {"panel": {}}, {"open": {"told": [{"step": 1}]}}, {"alarms": [4]}])
+def test_a_state_that_is_broken_is_refused_in_a_sentence_and_changes_nothing(broken: dict[str, Any]):
+    detector = run(healthy())[0]
+    before = json.dumps(detector.state_dict())
+    with pytest.raises(ValueError, match=r"^state is not one that a Detector saves .*; expected what its state_dict"):
+        detector.load_state_dict({**saved(), **broken})
+    assert json.dumps(detector.state_dict()) == before
 
 
 # Bad input.

@@ -395,6 +395,102 @@ def test_layers_are_chosen_by_pattern(layers: list[str]) -> None:
     assert set(loop.monitor.signals.grad_norms) == {"bottom.weight", "bottom.bias"}
 
 
+@pytest.mark.parametrize("make", [ClippyAdagrad, Adagrad, torch.optim.AdamW], ids=lambda make: make.__name__)
+def test_a_group_that_is_added_in_the_middle_of_a_run_is_looked_at(make: Make) -> None:
+    loop = Loop(lambda params: make(params, LR))
+    head = nn.Linear(8, 1)
+    loop.model.heads["share"] = head
+    for step in range(6):
+        ids, dense, labels = loop.batch()
+        losses = loop.losses(loop.model(ids, dense), labels)
+        for optimizer in loop.optimizers:
+            optimizer.zero_grad()
+        (sum(losses.values()) + head(torch.ones(1, 8)).square().sum()).backward()
+        for optimizer in loop.optimizers:
+            optimizer.step()
+        if step == 2:
+            loop.optimizers[0].add_param_group({"params": head.parameters(), "lr": LR / 10})
+        loop.monitor.step(losses)
+    loop.monitor.close()
+    for name in ("clip_ratio/heads.share.weight", "l2_norm/grad/heads.share.weight"):
+        assert [step for step, row in loop.rows.items() if name in row][-2:] == [4, 5]
+        assert name not in loop.rows[1]
+    assert all("clip_ratio/bottom.weight" in row for row in loop.rows.values())
+
+
+class Batches:
+    """A task whose batches have different numbers of rows; what the detector is shown is kept."""
+
+    def __init__(self, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(8, 1)
+        self.optimizer = torch.optim.Adagrad(self.model.parameters(), 0.02)
+        self.monitor = Monitor(self.model, self.optimizer, kinds={"click": "binary"}, **options)
+        self.shown: list[Any] = []
+        self.alarms: list[Any] = []
+
+    def run(self, rows: list[int], scale: float = 1.0) -> None:
+        weight = torch.linspace(-1, 1, 8)
+        for count in rows:
+            x = torch.randn(count, 8)
+            labels = ((x @ weight + torch.randn(count)) > 1.5).float()
+            logits = self.model(x * scale)[:, 0]
+            loss = binary_cross_entropy_with_logits(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            alarm = self.monitor.step({"click": loss}, outputs={"click": logits}, labels={"click": labels})
+            self.alarms += [] if alarm is None else [alarm]
+            if self.monitor.signals is not None:
+                self.shown.append(self.monitor.signals)
+
+
+def test_the_last_batch_of_an_epoch_raises_no_alarm() -> None:
+    """16 rows of 1,024: what they show is chance."""
+    loop = Batches()
+    loop.run(([1024] * 20 + [16]) * 12)
+    loop.monitor.close()
+    assert loop.alarms == []
+    few = loop.shown[20]
+    assert not (few.losses or few.relative_losses or few.grad_norms or few.clip_ratios)
+    assert loop.monitor.signals is not None
+    assert loop.monitor.values["loss/click"] > 0
+
+
+def test_a_few_rows_that_are_not_finite_are_told_all_the_same() -> None:
+    loop = Batches()
+    loop.run([1024] * 20)
+    loop.run([16], scale=math.nan)
+    loop.run([1024])
+    assert [alarm.signal for alarm in loop.alarms] == ["non_finite"]
+
+
+def test_batches_that_stay_small_are_shown_once_they_are_usual() -> None:
+    loop = Batches()
+    loop.run([16] * 20)
+    assert all(signals.losses for signals in loop.shown)
+    loop = Batches()
+    loop.run([1024] * 20 + [16] * 40)
+    assert [bool(signals.losses) for signals in loop.shown[20:]] == [False] * 21 + [True] * 18
+    again = Batches()
+    again.monitor.load_state_dict(loop.monitor.state_dict())
+    again.run([1024, 16])
+    assert again.shown[0].losses
+
+
+def test_the_window_starts_anew_when_an_alarm_is_over() -> None:
+    """What one bad batch has left in it would be what is usual."""
+    loop = Batches(rows=8192)
+    loop.run([256] * 40)
+    loop.run([256], scale=1e4)
+    loop.run([256] * 24)
+    assert loop.alarms
+    assert loop.monitor.detector.healthy
+    spreads = [signals.spreads["click"] for signals in loop.shown if signals.spreads]
+    assert spreads[5] > 1.1 * max(spreads[:5])
+    assert spreads[-1] < 1.1 * max(spreads[:5])  # the batch would be in the window for 32 steps
+
+
 def test_memory_is_constant_over_a_run() -> None:
     loop = Loop(sinks=[], every=10, rows=128)
 

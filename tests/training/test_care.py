@@ -130,3 +130,21 @@ def test_a_ring_that_is_too_small_is_told_and_left_out(log: Log, tmp_path: Path)
     care.ring = Ring(parts.model, parts.optimizers, max_bytes=100)
     with pytest.warns(RuntimeWarning, match="keeping the last steps for capsules failed, .*max_bytes is 100"):
         train(parts.model, parts.window, parts.optimizers, days=1, detector=Detector(), layers=parts.layers, care=care)
+
+
+@pytest.mark.parametrize("rate", [0.1, 3.0, 30.0])
+def test_a_run_has_the_onset_that_it_has_unwatched(rate: float, log: Log, tmp_path: Path):
+    """An alarm may come before a task leaves the road: it is no onset."""
+    told = []
+    for monitor in (None, MonitorConfig(capsules=False)):
+        config = CONFIG.model_copy(update={"recovery": None, "rate": rate, "monitor": monitor})
+        parts = assemble(config, log)
+        care, detector = make_care(config, parts, tmp_path), Detector()
+        days = len(log.days) - 1
+        found = train(parts.model, parts.window, parts.optimizers, days=days, detector=detector, layers={}, care=care)
+        events = detector.events if care is None else care.events
+        told.append([found.verdict, *((event.task, event.onset, event.verdict, event.reason) for event in events)])
+        if care is not None and rate > 1:
+            assert min(alarm.step for alarm in care.monitor.detector.alarms) < min(event.onset for event in events)
+    assert told[0] == told[1]
+    assert len(told[0]) > 1

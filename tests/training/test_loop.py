@@ -1,5 +1,6 @@
 """The sequential run: order, next-day scores, warm-up, early stop, and the same numbers twice."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from surefoot.models.layers import FeatureEmbedding, SharedBottom
 from surefoot.models.ranker import Ranker, split_parameters
 from surefoot.monitor.divergence import Detector, Verdict
 from surefoot.rules import NoClip, Rule
-from surefoot.training.loop import Run, train, warm_up
+from surefoot.training.loop import Run, _diverged, train, warm_up  # pyright: ignore[reportPrivateUsage]
 
 LOG = synthetic.make(days=5, rows_per_day=256)
 
@@ -127,3 +128,28 @@ def test_a_task_with_one_class_on_the_scored_day_is_undefined():
     result = run(log=replace(LOG, rows=LOG.rows._replace(labels=labels)))
     assert result.final["auc/click"] != result.final["auc/click"]
     assert result.final["auc/like"] == result.final["auc/like"]
+
+
+def test_a_task_that_never_learns_is_told_and_makes_no_verdict():
+    log = synthetic.make(days=6, rows_per_day=2048)
+    labels = log.rows.labels.clone()
+    labels[:, 1] = (torch.rand(len(labels), generator=torch.Generator().manual_seed(1)) < 0.01).float()
+    noise = replace(log, rows=log.rows._replace(labels=labels))
+    (name,) = [task.name for task in log.schema.tasks][1:2]
+    result = run(log=noise, days=5)
+    assert result.never_learnt == [name]
+    assert result.verdict is Verdict.HEALTHY
+    assert run(log=log, days=5).never_learnt == []
+
+
+def test_the_last_few_rows_of_a_day_are_no_divergence():
+    """A batch of 3 rows of 64, of which a relative loss of 30 is chance."""
+    detector, judged = Detector(), LOG.schema.tasks
+    row = {f"{kind}/{task.name}": 0.5 for kind in ("loss", "relative_loss") for task in judged}
+    for step in range(40):
+        _diverged(detector, {**row, "step": step}, False, list(judged))
+    for step in range(40, 60):
+        _diverged(detector, {**dict.fromkeys(row, 30.0), "step": step}, True, list(judged))
+    assert detector.alarms == []
+    _diverged(detector, {**dict.fromkeys(row, math.nan), "step": 60}, True, list(judged))
+    assert [alarm.signal for alarm in detector.alarms] == ["non_finite"]

@@ -5,37 +5,18 @@ its loss over that of the best constant prediction on the same rows. A model tha
 that has collapsed to the base rate sits at 1; one whose step was too large is far above.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from surefoot import checks
-from surefoot.monitor.findings import SIGNALS, Finding, Panel
-from surefoot.monitor.road import Event, Road, RoadLimits, Verdict
+from surefoot.monitor.episode import Alarm, Episode, known
+from surefoot.monitor.findings import SIGNALS, Finding, Panel, family
+from surefoot.monitor.road import Event, FreshScore, Road, RoadLimits, Verdict
 from surefoot.monitor.signals import Signals
 
-__all__ = ["Alarm", "Detector", "Event", "Signals", "Verdict"]
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """Something starts to go wrong.
-
-    Args:
-        step: at which it was seen.
-        task: whose signal it was, if it was a task's.
-        layer: in which it began, if a layer's signal shows it.
-        signal: "clip_ratio" and "grad_norm" are early, before anything is known to be worse for it; "non_finite",
-            "loss", "relative_loss", "auc", "spread" (predictions collapse), "saturation", "calibration" and
-            "dead_gradient" tell of harm.
-        reason: in plain words.
-    """
-
-    step: int
-    task: str | None
-    layer: str | None
-    signal: str
-    reason: str
+__all__ = ["Alarm", "Detector", "Event", "FreshScore", "Signals", "Verdict"]
 
 
 @dataclass
@@ -47,19 +28,29 @@ class Detector:
     - a loss, a clip ratio or a gradient norm is not finite;
     - the clip ratios of all layers and the losses of all tasks *together* have risen above their running levels by more
       than ``deviations`` robust standard deviations: what is small in each is plain in all;
-    - one layer's clip ratio or gradient norm, or one task's AUC, spread or calibration has left its own level by as
-      much, and by enough to matter; or a clip ratio exceeds 20, whatever its level;
+    - one layer's clip ratio or gradient norm, or one task's spread or calibration has left its own level by as much,
+      and by enough to matter; or a clip ratio exceeds 20, whatever its level;
+    - one task's AUC lies below its best of the last ``history`` steps by ``deviations`` standard errors, and by 3/4 of
+      a point for each of them: 4.5 points at the default;
     - the summed loss exceeds one and a half times that of the first step;
     - a gradient has been a thousandth of its level for ``window`` steps;
     - a task leaves the road (see ``Road``).
 
-    A level is the median, and the median deviation, of the last ``history`` accepted values. While an alarm lasts, none
-    is accepted, nor are the ``window`` before it: one spike does not raise its own limit, and what is not finite never
-    gets in. It is over when ``window`` steps in a row are calm, not counting those that do not show its task; a change
-    that has lasted ``patience`` steps with every task on the road is the new level.
+    A level is the median, and the median deviation, of the last ``history`` accepted values (16 where they are scores
+    over a window of rows). While an alarm lasts, none is accepted, nor are the ``window`` before it: one spike does not
+    raise its own limit, and what is not finite never gets in. It is over when ``window`` steps in a row are calm, not
+    counting those that do not show its own signal; a change that has lasted ``patience`` steps with every task on the
+    road is the new level.
+
+    A second trouble in an open alarm is a new alarm: a value that is not finite, a signal of another family (clip
+    ratios, gradient norms, losses, scores) more than ``window`` steps after the first, or an excess that had settled
+    and grows by half, and by one bound at least.
 
     An **event** is a task's departure from the road: micro if it came back, full if that took more than ``patience``
-    steps (and micro again if it comes back even then). An alarm that no departure follows leaves no event.
+    steps (and micro again if it comes back even then). An alarm that no departure follows leaves no event. The verdict
+    of a run follows from its relative losses alone, whatever alarms there were.
+
+    A task that **never learns** is a failure of its own kind, ``never_learnt``: it neither rises nor falls.
 
     Args:
         deviations: robust standard deviations that raise an alarm.
@@ -93,8 +84,7 @@ class Detector:
         self._limits = RoadLimits(self.window, self.history, self.learnt, self.patience)
         self._roads: dict[str, Road] = {}
         self._panel = Panel(deviations=self.deviations, window=self.window, history=self.history)
-        self._open: Alarm | None = None
-        self._calm = 0  # steps in a row
+        self._open: Episode | None = None
         self._last = -1  # step
 
     @overload
@@ -126,27 +116,40 @@ class Detector:
         self._update(step, Signals(relative_losses=signals))
         return self.verdict
 
-    def finish(self, step: int) -> Verdict:
+    def finish(self, step: int, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
         """Close the run, which ended at ``step``; return the final verdict.
 
-        Events still open are full. Full too is a run that was shaken and ends with a constant prediction, even of a
-        task that never rose itself: any such task if there was an event; all of them if there was no more than a
-        single loss past one and a half times the first within the first ``window`` steps, which can kill a network.
+        Full are, beside the events that are still open,
+
+        - a run that was shaken, if a task that was once clearly better than a constant prediction ends at one, even if
+          it never rose itself, and no longer ranks, where its AUC is known;
+        - a run whose tasks all end at a constant prediction, or one in which a task that never learnt does, after a
+          loss in the first ``window`` steps past one and a half times the first, or after one of ten times a
+          constant's: a single step can kill a network;
+        - a run in which a task ends clearly worse than a constant prediction.
+
+        Args:
+            step: the number of steps.
+            scores: of the trained model on rows it was not trained on, where there are such: they overrule what the
+                last batches seem to tell.
         """
         for road in self._roads.values():
             event = road.close(step, Verdict.FULL)
             if event is not None:
                 self._keep(event)
-        if self.verdict is Verdict.FULL:
-            return Verdict.FULL
-        constant = [task for task, road in self._roads.items() if road.is_constant()]
-        shaken = [event.onset for event in self.events]
-        if len(constant) == len(self._roads):
-            shaken += [road.first_jump for road in self._roads.values() if road.first_jump is not None]
-        if shaken and constant:
-            reason = f"{', '.join(constant)} ended at a constant prediction after the jump at step {min(shaken)}"
-            self.events.append(Event(constant[0], min(shaken), Verdict.FULL, reason, step))
+        if self.verdict is not Verdict.FULL:
+            found = self._ending(scores or {})
+            if found is not None:
+                tasks, onset, reason = found
+                self.events.append(Event(tasks[0], onset, Verdict.FULL, f"{', '.join(tasks)} {reason}", step))
         return self.verdict
+
+    @property
+    def never_learnt(self) -> list[str]:
+        """The tasks that have been shown for 128 steps and were never better than a constant prediction."""
+        return [
+            task for task, road in self._roads.items() if road.learns_nothing() and not self._panel.has_ranked(task)
+        ]
 
     @property
     def verdict(self) -> Verdict:
@@ -166,45 +169,59 @@ class Detector:
             "alarms": [asdict(alarm) for alarm in self.alarms],
             "roads": {task: road.state_dict() for task, road in self._roads.items()},
             "panel": self._panel.state_dict(),
-            "open": None if self._open is None else asdict(self._open),
-            "calm": self._calm,
+            "open": None if self._open is None else self._open.state_dict(),
             "last": self._last,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state: what follows is as it would have been.
 
+        One that an older or a newer version has saved is taken over as far as it goes: what it does not have starts
+        anew, what is not known here is passed over.
+
         Raises:
-            ValueError: if it is not a detector's.
+            ValueError: if it is not a detector's; the detector stays as it was.
         """
-        expected = self.state_dict().keys()
-        if state.keys() != expected:
-            raise ValueError(f"state has {sorted(state)}; expected {sorted(expected)}, as a Detector saves it")
-        self.events[:] = [Event(**{**event, "verdict": Verdict(event["verdict"])}) for event in state["events"]]
-        self.alarms[:] = [Alarm(**alarm) for alarm in state["alarms"]]
-        self._roads = {task: Road(self._limits, task) for task in state["roads"]}
-        for task, road in self._roads.items():
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._load(before)
+            raise ValueError(
+                f"state is not one that a Detector saves ({type(error).__name__}: {error}); expected what its "
+                "state_dict() returned"
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        opened = state["open"]
+        if opened is not None:
+            opened = Episode.of_state(opened) if "told" in opened else self._episode_of(known(Alarm, opened))
+        events = [known(Event, {**event, "verdict": Verdict(event["verdict"])}) for event in state["events"]]
+        alarms = [known(Alarm, alarm) for alarm in state["alarms"]]
+        roads = {task: Road(self._limits, task) for task in state["roads"]}
+        for task, road in roads.items():
             road.load_state_dict(state["roads"][task])
         self._panel.load_state_dict(state["panel"])
-        self._open = None if state["open"] is None else Alarm(**state["open"])
-        self._calm, self._last = state["calm"], state["last"]
+        self.events[:], self.alarms[:], self._roads = events, alarms, roads
+        self._open, self._last = opened, int(state["last"])
 
     def _update(self, step: int, signals: Signals) -> Alarm | None:
-        findings = [*self._panel.read(signals), *self._roads_of(step, signals)]
+        findings = [*self._panel.read(step, signals), *self._roads_of(step, signals)]
         if self._open is None:
             if findings:
                 return self._start(step, findings)
             self._panel.accept()
             return None
+        news = self._open.news(step, findings)
+        if news:
+            return self._start(step, news)
         on_road = all(road.on_road for road in self._roads.values())
-        task = self._open.task
         if findings or not on_road:
-            self._calm = 0
-        elif task not in self._roads or task in signals.relative_losses:  # else the step does not show it: no news
-            self._calm += 1
-        if self._calm >= self.window:
+            self._open.disturb()
+        elif self._open.is_over(signals):
             self._open = None
-        elif on_road and step - self._open.step >= self.patience:  # it stays and does no harm: the new level
+            return None
+        if on_road and step - self._open.told[-1].step >= self.patience:  # it stays and does no harm: the new level
             self._open = None
             self._panel.forget()
         return None
@@ -216,11 +233,43 @@ class Detector:
         task = next((finding.name for finding in findings if not finding.per_layer), None)
         layers = [finding for finding in findings if finding.per_layer]
         layer = max(layers, key=lambda finding: finding.excess).name if layers else None
-        self._open = Alarm(step, task, layer, first.signal, first.reason)
-        self._calm = 0
-        self.alarms.append(self._open)
+        alarm = Alarm(step, task, layer, first.signal, first.reason)
+        if self._open is None:
+            self._open = Episode([alarm], first.name, self.window)
+            self._open.news(step, findings)
+        else:
+            self._open.go_on(alarm, first.name)
+        self.alarms.append(alarm)
         self._panel.forget_waiting()
-        return self._open
+        return alarm
+
+    def _episode_of(self, alarm: Alarm) -> Episode:
+        """Return the episode of an alarm of which no more is known."""
+        name = alarm.layer if alarm.signal in ("clip_ratio", "grad_norm", "dead_gradient") else alarm.task
+        excess, kind = math.inf if alarm.signal == "non_finite" else 1.0, family(alarm.signal)
+        return Episode([alarm], name or alarm.layer or "", self.window, {kind: excess}, {kind: alarm.step})
+
+    def _ending(self, scores: Mapping[str, FreshScore]) -> tuple[list[str], int, str] | None:
+        """Return the tasks that make a run full by how they end, since when, and why; None if none does."""
+        roads, onsets = self._roads, [event.onset for event in self.events]
+        lost = [task for task, road in roads.items() if road.has_lost() and not self._ranks(task, scores)]
+        if onsets and lost:
+            return lost, min(onsets), f"ended at a constant prediction after the jump at step {min(onsets)}"
+        dead = {
+            task: road.shock or 0 for task, road in roads.items() if road.is_dead() and not self._ranks(task, scores)
+        }
+        if dead:
+            return list(dead), min(dead.values()), f"learnt nothing after the jump at step {min(dead.values())}"
+        jumps = [road.first_jump for road in roads.values() if road.first_jump is not None]
+        unranked = all(road.is_constant() and not self._ranks(task, scores) for task, road in roads.items())
+        if roads and unranked and (onsets or jumps):
+            first = min(onsets + jumps)
+            return list(roads), first, f"ended at a constant prediction after the jump at step {first}"
+        bad = [task for task, road in roads.items() if scores.get(task, FreshScore()).is_worthless(road.is_worthless())]
+        return (bad, self._last, "ended clearly worse than a constant prediction") if bad else None
+
+    def _ranks(self, task: str, scores: Mapping[str, FreshScore]) -> bool:
+        return scores[task].ranks if task in scores else self._panel.still_ranks(task)
 
     def _roads_of(self, step: int, signals: Signals) -> Iterator[Finding]:
         """Take in the relative losses; yield the tasks that leave the road."""
@@ -238,12 +287,13 @@ class Detector:
                 yield Finding("relative_loss", task, False, 0.0, road.reason)
 
     def _keep(self, event: Event) -> None:
-        """Keep an event; with the alarm that told of it first, and as one with others of its task since, if open."""
-        alarm = self._open
-        if alarm is not None and alarm.step <= event.onset:
-            event = replace(event, onset=alarm.step, layer=alarm.layer, signal=alarm.signal)
+        """Keep an event; with the alarm that told of it first, and as one with a departure that it follows at once."""
+        told = [] if self._open is None else [alarm for alarm in self._open.told if alarm.step <= event.onset]
+        if told:
+            alarm = told[-1]
+            event = replace(event, layer=alarm.layer, signal=alarm.signal, alarm=alarm.step)
         for i, earlier in enumerate(self.events):
-            if (earlier.task, earlier.onset) == (event.task, event.onset):
+            if earlier.task == event.task and event.onset - earlier.end < 2 * self.window:
                 self.events[i] = replace(earlier, verdict=event.verdict, end=event.end)
                 return
         self.events.append(event)

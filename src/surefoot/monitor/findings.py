@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import neg
 from typing import Any, NamedTuple
 
-from surefoot.monitor.signals import Level, Signals
+from surefoot.monitor.signals import Best, Level, Signals
 
 
 class Finding(NamedTuple):
@@ -52,7 +52,7 @@ def _distance_from_1(value: float) -> float:
     return abs(_log(abs(value)))
 
 
-# Six deviations at the least spread are, from the AUC on: 3 points; a third; a factor of 3, and no concern where
+# Six deviations at the least spread are, from the AUC on: 4.5 points; a third; a factor of 3, and no concern where
 # predictions spread less than labels; a factor of 2 further from 1; a factor of 20, and no concern where Clippy would
 # not clip; a factor of 67.
 _LOSS = _Watch("loss", "losses", False, _log, math.exp, 0.05, "the loss of {} rose", alone=False)
@@ -61,10 +61,11 @@ _RELATIVE = _Watch(
 )
 _RATIO = _Watch("clip_ratio", "clip_ratios", True, _log, math.exp, 0.5, "the clip ratio of {} rose", least=0.0)
 _NORM = _Watch("grad_norm", "grad_norms", True, _log, math.exp, 0.7, "the gradient norm of {} rose")
+_AUC = _Watch("auc", "aucs", False, neg, neg, 0.0075, "the AUC of {} fell")
 _WATCHES = (
     _LOSS,
     _RELATIVE,
-    _Watch("auc", "aucs", False, neg, neg, 0.005, "the AUC of {} fell"),
+    _AUC,
     _Watch("spread", "spreads", False, _minus_log, _exp_minus, 0.18, "the spread of {}'s predictions fell"),
     _Watch("saturation", "spreads", False, _log, math.exp, 0.18, "the spread of {}'s predictions rose", least=0.0),
     _Watch("calibration", "calibrations", False, _distance_from_1, math.exp, 0.12, "the miscalibration of {} rose"),
@@ -74,11 +75,43 @@ _WATCHES = (
 SIGNALS = ("non_finite", *(watch.signal for watch in _WATCHES), "dead_gradient")
 """The names of signals, harm done before what may come to harm: of several at once the first names an alarm."""
 
+_FIELDS = {watch.signal: watch.field for watch in _WATCHES} | {"dead_gradient": "grad_norms"}
+_OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # over the last rows, hence shown every few steps
+_FAMILIES = {
+    "non_finite": "non_finite",
+    **dict.fromkeys(("loss", "relative_loss"), "losses"),
+    "clip_ratio": "steps",
+    **dict.fromkeys(("grad_norm", "dead_gradient"), "gradients"),
+    **dict.fromkeys(_OF_WINDOW, "scores"),
+}
+
 _NEVER_UNDEFINED = (_LOSS, _RELATIVE, _RATIO, _NORM)  # an AUC of one class, say, has no value
 _LAYERS_FLOOR = 0.1  # least spread of the mean logarithm over layers
 _DEAD = math.log(1e3)  # a gradient norm this far below its level, for a window of steps, is dead
 _FIRST = 1.5  # times the first summed loss
 _HUGE = math.log(20)  # a clip ratio of 20 moves a weight by ten times itself: too much, whatever the level
+_LOOKS = 16, 2  # values of a window's score that make its level, and that wait: such are shown every few steps
+
+
+def family(signal: str) -> str:
+    """Return the family of a signal: those of one family tell of the same trouble.
+
+    >>> [family(signal) for signal in ("clip_ratio", "grad_norm", "loss", "relative_loss", "auc", "spread")]
+    ['steps', 'gradients', 'losses', 'losses', 'scores', 'scores']
+    """
+    return _FAMILIES[signal]
+
+
+def of_window(signal: str) -> bool:
+    """Whether a signal is a score over a window of rows, which is shown every few steps."""
+    return signal in _OF_WINDOW
+
+
+def shows(signals: Signals, signal: str, name: str) -> bool:
+    """Return whether a step shows this signal of the task or layer; of ``non_finite`` its losses, ratios or norms."""
+    if signal in _FIELDS:
+        return name in getattr(signals, _FIELDS[signal])
+    return any(name in getattr(signals, watch.field) for watch in _NEVER_UNDEFINED)
 
 
 class Panel:
@@ -92,20 +125,23 @@ class Panel:
 
     def __init__(self, *, deviations: float, window: int, history: int) -> None:
         self._deviations, self._window, self._history = deviations, window, history
-        self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _WATCHES}
-        self._layers = self._new_level()  # of the mean logarithm of the clip ratios
+        self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _WATCHES if watch is not _AUC}
+        self._layers = Level(history, window)  # of the mean logarithm of the clip ratios
+        self._rankings: dict[str, Best] = {}  # of each task's AUC
+        self._ranked: dict[str, tuple[float, float]] = {}  # the best that an AUC has been, of those sure; and the last
         self._first: dict[str, float] = {}  # each task's first loss
         self._dead: dict[str, int] = {}  # steps for which each layer's gradient has been dead
         self._readings: list[tuple[Level, float]] = []  # of the last step
+        self._aucs: list[tuple[Best, int, float]] = []  # likewise
 
-    def read(self, signals: Signals) -> list[Finding]:
+    def read(self, step: int, signals: Signals) -> list[Finding]:
         """Return what is out of bounds."""
-        self._readings = []
+        self._readings, self._aucs = [], []
         findings: list[Finding] = []
         for watch in _WATCHES:
             values: Mapping[str, float] = getattr(signals, watch.field)
             if values:
-                findings += self._judge(watch, values)
+                findings += self._rank(step, signals) if watch is _AUC else self._judge(watch, values)
         findings += self._beside_the_first(signals.losses)
         findings += self._together(signals)
         return findings
@@ -114,6 +150,8 @@ class Panel:
         """Let the finite values of the last step into the levels."""
         for level, x in self._readings:
             level.offer(x)
+        for ranking, step, value in self._aucs:
+            ranking.offer(step, value)
 
     def forget_waiting(self) -> None:
         """Drop the values that are not in the levels yet."""
@@ -122,7 +160,7 @@ class Panel:
 
     def forget(self) -> None:
         """Start all levels anew."""
-        for level in self._all_levels():
+        for level in (*self._all_levels(), *self._rankings.values()):
             level.forget()
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,18 +169,53 @@ class Panel:
         return {
             "levels": levels,
             "layers": self._layers.state_dict(),
+            "rankings": {task: ranking.state_dict() for task, ranking in self._rankings.items()},
+            "ranked": {task: list(pair) for task, pair in self._ranked.items()},
             "first": dict(self._first),
             "dead": dict(self._dead),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+        """Take over a state. A signal that it does not have starts anew; one that is not known here is passed over."""
         for signal in self._levels:
             self._levels[signal] = {}
-            for name, saved in state["levels"][signal].items():
+            for name, saved in state["levels"].get(signal, {}).items():
                 self._level(signal, name).load_state_dict(saved)
         self._layers.load_state_dict(state["layers"])
+        self._rankings = {task: self._new_ranking() for task in state.get("rankings", {})}
+        for task, ranking in self._rankings.items():
+            ranking.load_state_dict(state["rankings"][task])
+        self._ranked = {task: (best, last) for task, (best, last) in state.get("ranked", {}).items()}
         self._first, self._dead = dict(state["first"]), dict(state["dead"])
+
+    def has_ranked(self, task: str) -> bool:
+        """Whether a task's AUC was once above one half by more than chance."""
+        return self._ranked.get(task, (0.5, 0.5))[0] > 0.5
+
+    def still_ranks(self, task: str) -> bool:
+        """Whether the last AUC of such a task kept at least half of what lay above one half."""
+        best, last = self._ranked.get(task, (0.5, 0.5))
+        return best > 0.5 and last - 0.5 >= (best - 0.5) / 2
+
+    def _rank(self, step: int, signals: Signals) -> Iterator[Finding]:
+        """Judge each AUC by its recent best; keep the finite ones as readings.
+
+        At the default deviations it may lie below by 4.5 points, or by six standard errors where these are more: days
+        that are harder to rank take three or four points from it, slowly.
+        """
+        for task, value in signals.aucs.items():
+            if not math.isfinite(value):
+                continue
+            ranking = self._rankings.setdefault(task, self._new_ranking())
+            self._aucs.append((ranking, step, value))
+            best, error = ranking.best, signals.auc_errors.get(task, math.nan)
+            chance = ranking.noise() if math.isnan(error) else error
+            bound = self._deviations * max(_AUC.floor, chance)
+            before = self._ranked.get(task, (0.5, 0.5))[0]
+            self._ranked[task] = (max(before, best) if best - bound > 0.5 else before, value)
+            if best - value > bound:
+                reason = f"{_AUC.words.format(task)} from {best:.3g} to {value:.3g}"
+                yield Finding(_AUC.signal, task, False, (best - value) / bound, reason)
 
     def _judge(self, watch: _Watch, values: Mapping[str, float]) -> Iterator[Finding]:
         """Judge the values of one kind, each by its own level; keep the finite ones as readings."""
@@ -162,10 +235,21 @@ class Panel:
                 yield from self._whether_dead(name, distance)
             elif watch is _RATIO and x > _HUGE and (not judged or distance > 1):
                 yield Finding(watch.signal, name, True, x / _HUGE, f"the clip ratio of {name} is {value:.3g}")
-            if watch.alone and distance > bound and x > watch.least:
+            if watch.alone and distance > bound and x > watch.least and not self._is_learning(watch, name):
                 excess = distance / (self._deviations * max(level.spread(), watch.floor))
                 if excess > 1:
                     yield Finding(watch.signal, name, watch.per_layer, excess, _change(watch, name, level, x))
+
+    def _is_learning(self, watch: _Watch, task: str) -> bool:
+        """Whether a score of the window leaves its level while its task's losses lie below theirs.
+
+        Predictions that spread less than those of the first steps, say, are no collapse then.
+        """
+        levels = [self._levels[signal].get(task) for signal in ("relative_loss", "loss")]
+        level = next((level for level in levels if level is not None and len(level)), None)
+        if level is None or watch.signal not in _OF_WINDOW:
+            return False
+        return level.recent < level.median - max(level.spread(), _RELATIVE.floor)
 
     def _whether_dead(self, layer: str, distance: float) -> Iterator[Finding]:
         if distance > -_DEAD:
@@ -186,7 +270,7 @@ class Panel:
         if total > _FIRST * first > 0:
             task = max(losses, key=lambda name: losses[name])
             reason = f"the loss is {total:.3g}, most of it of {task}; at the first step it was {first:.3g}"
-            yield Finding("loss", task, False, total / (_FIRST * first), reason)
+            yield Finding("loss", task, False, math.log(total / first) / math.log(_FIRST), reason)
 
     def _together(self, signals: Signals) -> Iterator[Finding]:
         """Judge all layers and tasks together: what is small in each is plain in all.
@@ -240,11 +324,11 @@ class Panel:
     def _level(self, signal: str, name: str) -> Level:
         levels = self._levels[signal]
         if name not in levels:
-            levels[name] = self._new_level()
+            levels[name] = Level(*_LOOKS) if signal in _OF_WINDOW else Level(self._history, self._window)
         return levels[name]
 
-    def _new_level(self) -> Level:
-        return Level(self._history, self._window)
+    def _new_ranking(self) -> Best:
+        return Best(self._history)
 
     def _all_levels(self) -> Iterator[Level]:
         yield self._layers

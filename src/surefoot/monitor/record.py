@@ -8,11 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from surefoot.monitor.forms import MEASURED
 from surefoot.monitor.window import ABSENT, ENOUGH, constant_loss
 
 _FLAGS = {"loss": "loss", "grad": "l2_norm/grad"}  # by name of the flag, the kind that it tells of
 _OF_GRADIENTS = ("l2_norm/grad", "clip_ratio")
 _OF_LABELS = ("label_mean", "label_variance")  # NaN without a label
+OF_BATCH = ("loss", "relative_loss", *_OF_GRADIENTS)
+"""The kinds that are chance where a batch has few rows."""
+SCORES = ("auc", "auc_error", "ne", "calibration", "spread")
+"""The kinds that tell of the rows in the window."""
 _OF_A_STEP = ("clip_factor", "clip_measure", "clippy")  # the last two: Clippy's measure; of a rule that is Clippy
 
 
@@ -121,7 +126,10 @@ def over_ranks(values: Tensor, combine: Tensor) -> Tensor:
 
 
 def interpreted(
-    found: Sequence[tuple[tuple[str, str], float]], binary: Mapping[str, bool], masked: Collection[str] = ()
+    found: Sequence[tuple[tuple[str, str], float]],
+    binary: Mapping[str, bool],
+    masked: Collection[str] = (),
+    sums: Collection[str] = (),
 ) -> dict[tuple[str, str], float]:
     """Return the numbers that were read in the form in which they are told.
 
@@ -132,10 +140,13 @@ def interpreted(
         found: by kind and key.
         binary: of each task with labels, whether it is.
         masked: tasks of which only some rows have a label.
+        sums: tasks whose loss is the sum over its rows: it becomes the mean.
     """
     finite = {flag: all(math.isfinite(v) for (kind, _), v in found if kind == of) for flag, of in _FLAGS.items()}
     values: dict[tuple[str, str], float] = {}
     for (kind, key), value in found:
+        if kind in MEASURED:
+            continue
         if kind not in _OF_A_STEP:
             values[kind, key] = value
         elif not finite["grad"]:
@@ -148,6 +159,8 @@ def interpreted(
                 values["clip_factor", key] = min(value, 1.0)
     for task in [key for kind, key in values if kind == "label_count"]:
         count, variance = values.pop(("label_count", task)), values.pop(("label_variance", task), math.nan)
+        if task in sums and ("loss", task) in values:
+            values["loss", task] /= max(count, 1.0)
         mean, loss = values.get(("label_mean", task), math.nan), values.get(("loss", task))
         constant = constant_loss(count, mean, variance, binary=binary[task])
         enough = not math.isnan(constant) and (count >= ENOUGH or task not in masked)

@@ -14,13 +14,14 @@ from surefoot.data.schema import TaskKind
 from surefoot.models.layers import embedding_tables
 from surefoot.monitor import survey
 from surefoot.monitor.attribution import Attribution
-from surefoot.monitor.divergence import Alarm, Detector, Verdict
+from surefoot.monitor.divergence import Alarm, Detector, FreshScore, Verdict
+from surefoot.monitor.forms import Forms, Losses, Outputs
 from surefoot.monitor.harmless import Harmless
-from surefoot.monitor.record import Combine, Reading, Record, interpreted
+from surefoot.monitor.record import OF_BATCH, SCORES, Combine, Reading, Record, interpreted
 from surefoot.monitor.signals import Signals
 from surefoot.monitor.sinks import Sink, default_sinks
 from surefoot.monitor.watch import Watch
-from surefoot.monitor.window import ABSENT, Kinds, Window, clean, label_moments
+from surefoot.monitor.window import ABSENT, Kinds, UsualRows, Window, clean, label_moments
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
 from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import ALL, NoClip, Rule, checked
@@ -33,6 +34,7 @@ _SIGNALS = {
     "auc": "aucs",
     "calibration": "calibrations",
     "spread": "spreads",
+    "auc_error": "auc_errors",
 }
 
 
@@ -59,8 +61,12 @@ class Monitor:
     Args:
         model: gives the parameters their names.
         optimizers: one or several: surefoot's, torch's, with or without ``clip_updates``.
-        kinds: ``"binary"`` or ``"regression"`` for each task whose labels are given. Outputs of a binary task are
-            logits, its loss is the mean log-loss in nats; a regression task's is the mean squared error.
+        kinds: ``"binary"`` or ``"regression"`` for each task whose labels are given. The loss of a binary task is the
+            log-loss in nats, a regression task's the squared error.
+        outputs: what the outputs of binary tasks are: ``"logits"`` or ``"probabilities"``; None finds out from the
+            losses of the first steps, and warns if they are probabilities.
+        losses: what a task's loss is of those of its rows: ``"mean"`` or ``"sum"``, which is divided by their number;
+            None finds out, and warns of sums. Where no form gives the loss, these are logits and means.
         masked: tasks of which only some rows have a label, their losses being means over these. From a step that has
             fewer than 32 the detector learns nothing of the task, unless its loss is not finite.
         folder: for ``metrics.parquet`` and the files of TensorBoard; None writes nothing.
@@ -101,6 +107,8 @@ class Monitor:
         optimizers: Optimizer | Sequence[Optimizer],
         *,
         kinds: Mapping[str, TaskKind | str] | None = None,
+        outputs: Outputs | str | None = None,
+        losses: Losses | str | None = None,
         masked: Collection[str] = (),
         folder: Path | str | None = None,
         every: int = 50,
@@ -117,14 +125,19 @@ class Monitor:
         self.every, self.refresh = every, refresh
         self.kinds = {task: TaskKind(kind) for task, kind in (kinds or {}).items()}
         self._masked = frozenset(masked)
+        self._forms = Forms(outputs, losses)
         self._binary = {task: kind is TaskKind.BINARY for task, kind in self.kinds.items()}
         self.detector = Detector() if detector is None else detector
         self.rules = tuple(kind() for kind in ALL if kind is not NoClip) if what_if is None else tuple(what_if)
         for rule in self.rules:
             checked(rule, "what_if")
+        self._model, self._optimizers, self._patterns = model, several, layers
         self._layers, self._tables = _split(model, several, layers)
+        self._held = _count(several)
         self._watches = [self._watch(optimizer) for optimizer in several]
         self._window = Window(rows)
+        self._scored_from = 0  # step: what the window showed before is of rows that are out of it
+        self._usual = UsualRows()
         self._last_kinds: Kinds | None = None
         self._sinks = _sinks(sinks, folder, every)
         self._harmless = Harmless()
@@ -136,10 +149,21 @@ class Monitor:
         self.attribution: Attribution | None = None
 
     def _watch(self, optimizer: Optimizer) -> Watch:
+        return Watch(optimizer, *self._held_by(optimizer), lambda: self._step % self.every == 0)
+
+    def _held_by(self, optimizer: Optimizer) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """Return those layers and tables that an optimizer holds."""
         held = {param for group in optimizer.param_groups for param in group["params"]}
         layers = {name: p for name, p in self._layers.items() if p in held}
-        tables = {name: p for name, p in self._tables.items() if p in held}
-        return Watch(optimizer, layers, tables, lambda: self._step % self.every == 0)
+        return layers, {name: p for name, p in self._tables.items() if p in held}
+
+    def _note_added(self) -> None:
+        """Look at what ``add_param_group`` has added since the last step, from the next step on."""
+        if (held := _count(self._optimizers)) != self._held:
+            self._held = held
+            self._layers, self._tables = _split(self._model, self._optimizers, self._patterns)
+            for watch, optimizer in zip(self._watches, self._optimizers, strict=True):
+                watch.look_at(*self._held_by(optimizer))
 
     @torch.no_grad()
     def step(
@@ -177,18 +201,23 @@ class Monitor:
             self._add_survey(record)
         for watch in self._watches:
             watch.forget()
+        self._note_added()
         alarm = self._read()
         self._pending = self._step, record.start(), batch
         self._step += 1
         return alarm
 
-    def close(self) -> Verdict:
-        """Read the last step, end the detector and the sinks; return the verdict on the run. Harmless when repeated."""
+    def close(self, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
+        """Read the last step, end the detector and the sinks; return the verdict on the run. Harmless when repeated.
+
+        Args:
+            scores: of the trained model on rows it was not trained on, where there are such, for the verdict.
+        """
         self._read()
         for watch in self._watches:
             watch.remove()
         self._tell_sinks("close")
-        return self.detector.finish(self._step)
+        return self.detector.finish(self._step, scores)
 
     def flush(self) -> None:
         """Let the sinks write what they hold; ``state_dict`` does so too, so that rows are on the disk before it is."""
@@ -219,14 +248,21 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the step to come and the detector's state, all plain; what sinks hold is written."""
         self.flush()
-        return {"step": self._step, "detector": self.detector.state_dict()}
+        return {
+            "step": self._step,
+            "detector": self.detector.state_dict(),
+            "rows": self._usual.state_dict(),
+            "forms": self._forms.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; what sinks have of its step and later ones, what is not read yet, the window go."""
         self._step = int(state["step"])
         self._tell_sinks("rewind", self._step)
         self.detector.load_state_dict(state["detector"])
-        self._pending, self._window = None, Window(self._window.rows)
+        self._usual.load_state_dict(state.get("rows", ()))
+        self._forms.load_state_dict(state.get("forms", {}))
+        self._pending, self._window, self._scored_from = None, Window(self._window.rows), 0
 
     # What a record holds
 
@@ -243,8 +279,18 @@ class Monitor:
             raise ValueError(
                 f"outputs and labels have {sorted(rows)} rows; expected the same, labels NaN where unknown"
             )
-        cleaned = clean(torch.stack(columns[0]), torch.stack([x.float() for x in columns[1]]))
+        truth = torch.stack([x.float() for x in columns[1]])
+        cleaned = clean(torch.stack(columns[0]), truth)
         kinds = self._kinds(tasks, cleaned.device)
+        record.add("rows", [""], cleaned.new_full((1,), max(rows)), Combine.MEAN)
+        if outputs is not None and self._forms.is_open(tasks):
+            for kind, values in self._forms.measure(cleaned, kinds).items():
+                record.add(kind, tasks, values, Combine.MEAN)
+        if outputs is not None and any(self._forms.outputs(task) is Outputs.PROBABILITIES for task in tasks):
+            of_tasks = zip(tasks, columns[0], kinds.binary, strict=True)
+            cleaned = clean(
+                torch.stack([self._forms.logits(t, x) if binary else x for t, x, binary in of_tasks]), truth
+            )
         for kind, values in label_moments(cleaned, kinds).items():
             record.add(kind, tasks, values, Combine.MEAN)
         if outputs is None:
@@ -282,16 +328,19 @@ class Monitor:
         if self._pending is None:
             return None
         (step, reading, batch), self._pending = self._pending, None
-        values = interpreted(reading.get(), self._binary, self._masked)
-        self._values = {f"{kind}/{key}": value for (kind, key), value in values.items()}
-        by_kind: dict[str, dict[str, float]] = {kind: {} for kind in _SIGNALS}
-        for (kind, key), value in values.items():
-            by_chance = kind == "loss" and key in self._masked and ("relative_loss", key) not in values
-            if kind in by_kind and not by_chance:
-                by_kind[kind][key] = value
-        signals = Signals(**{_SIGNALS[kind]: of_kind for kind, of_kind in by_kind.items()})
+        found = reading.get()
+        if self._forms.find(dict(found), self._binary):
+            self._forget_window()
+        values = interpreted(found, self._binary, self._masked, self._forms.sums(self.kinds))
+        if step < self._scored_from:
+            values = {name: value for name, value in values.items() if name[0] not in SCORES}
+        self._values = {f"{kind}/{key}": value for (kind, key), value in values.items() if kind != "rows"}
+        signals = self._shown(values)
         self._last = step, signals
+        was_healthy = self.detector.healthy
         alarm = self.detector.update(step, signals)
+        if self.detector.healthy and not was_healthy:
+            self._forget_window()  # which holds what the alarm was about: it would become what is usual
         for sink in self._sinks:
             with self._harmless(f"writing to {_named(sink)}"):
                 sink(step, self._values)
@@ -299,6 +348,22 @@ class Monitor:
             with self._harmless("attribution"):
                 self.attribution = self._attribute(batch)
         return alarm
+
+    def _shown(self, values: Mapping[tuple[str, str], float]) -> Signals:
+        """Return what the detector is shown: what is finite of a step of few rows is chance, and left out."""
+        rows = values.get(("rows", ""), math.nan)
+        few = rows == rows and self._usual.are_few(rows)
+        by_kind: dict[str, dict[str, float]] = {kind: {} for kind in _SIGNALS}
+        for (kind, key), value in values.items():
+            by_chance = kind == "loss" and key in self._masked and ("relative_loss", key) not in values
+            by_chance |= few and kind in OF_BATCH and math.isfinite(value)
+            if kind in by_kind and not by_chance:
+                by_kind[kind][key] = value
+        return Signals(**{_SIGNALS[kind]: of_kind for kind, of_kind in by_kind.items()})
+
+    def _forget_window(self) -> None:
+        """Let the window begin with the batch to come."""
+        self._window, self._scored_from = Window(self._window.rows), self._step + 1
 
     def _kinds(self, tasks: list[str], device: torch.device) -> Kinds:
         """Return the kinds of the tasks, kept from step to step."""
@@ -321,6 +386,11 @@ def _check(model: object, optimizers: Sequence[object], **intervals: int) -> Non
     for name, value in intervals.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number, 1 or above")
+
+
+def _count(optimizers: Sequence[Optimizer]) -> list[list[int]]:
+    """Return how many parameters each group of each optimizer has."""
+    return [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
 
 def _split(

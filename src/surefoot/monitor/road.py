@@ -13,7 +13,15 @@ from typing import Any
 
 from surefoot.monitor.signals import Level
 
-_STATE = ("best", "best_loss", "onset", "missed", "given_up", "reason", "road", "first", "first_step", "first_jump")
+_STATE = (
+    *("best", "best_loss", "onset", "missed", "given_up", "reason", "road", "first", "first_step", "first_jump"),
+    *("first_loss", "shock", "shown", "has_learnt"),
+)
+_SHOCK = 10  # times the first relative loss, or a constant's: past that in a single step a network may be dead
+_WORTHLESS = 1.5  # times the loss of a constant prediction: to end there is to end worse than without a model
+_WORTHLESS_BY_ITSELF = 4.0  # likewise on rows of another day, which may be harder: twice the constant's RMSE
+_RANKS = 0.6  # an AUC that no constant prediction has
+_ENOUGH = 128  # steps that show a task before it can be said that it has learnt nothing
 
 
 class Verdict(StrEnum):
@@ -36,6 +44,7 @@ class Event:
         end: the step at which it was recovered from, or given up.
         layer: where it began, if a layer's signal told first.
         signal: that told first.
+        alarm: the step of the alarm that told of it first, at or before its onset, if there is one.
     """
 
     task: str
@@ -45,6 +54,31 @@ class Event:
     end: int
     layer: str | None = None
     signal: str = "relative_loss"
+    alarm: int | None = None
+
+
+@dataclass(frozen=True)
+class FreshScore:
+    """How good a task is on rows that were not trained on. What is not known is NaN.
+
+    Args:
+        relative_loss: its loss over that of the best constant prediction on these rows.
+        auc_low: the lower end of its AUC's interval, if it is binary.
+    """
+
+    relative_loss: float = math.nan
+    auc_low: float = math.nan
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it ranks far better than chance."""
+        return self.auc_low >= _RANKS
+
+    def is_worthless(self, seemed: bool) -> bool:
+        """Whether it is clearly worse than a constant prediction, or a little, where the last batches seemed so too."""
+        if math.isnan(self.relative_loss):
+            return seemed
+        return self.relative_loss > (1.0 if seemed else _WORTHLESS_BY_ITSELF)
 
 
 @dataclass(frozen=True)
@@ -97,6 +131,10 @@ class Road:
         self.first: float | None = None
         self.first_step = 0
         self.first_jump: int | None = None  # a step of the first window whose loss was past 1.5 times the first
+        self.first_loss: float | None = None
+        self.shock: int | None = None  # the first step whose loss was far above all bounds, if only for that step
+        self.shown = 0  # steps
+        self.has_learnt = False  # was better than a constant once, if only by a little
 
     @property
     def on_road(self) -> bool:
@@ -109,6 +147,8 @@ class Road:
         An event is decided when the task is back, or given up; and once more if it comes back after that.
         """
         finite = math.isfinite(value)
+        self.shown += 1
+        self._note_shock(step, value, loss)
         if self.first is None:
             self.first, self.first_step = (value, step) if finite else (None, 0)
         elif self.first_jump is None and step - self.first_step < self.limits.window and value > 1.5 * self.first:
@@ -161,6 +201,27 @@ class Road:
         """Whether the last losses are those of a constant prediction, or worse."""
         return bool(self.recent) and median(self.recent) >= self.limits.learnt
 
+    def has_lost(self) -> bool:
+        """Whether the last losses are those of a constant prediction, though the task was clearly better once."""
+        return self.best is not None and self.is_constant() and median(self.recent) >= (1 + self.best) / 2
+
+    def is_dead(self) -> bool:
+        """Whether it ends at a constant prediction and has learnt nothing since a loss far above all bounds."""
+        return self.shock is not None and self.is_constant() and not self.has_learnt
+
+    def is_worthless(self) -> bool:
+        """Whether it ends clearly worse than a constant prediction, and not because it has only begun."""
+        if len(self.recent) < self.limits.window or not self.is_constant():
+            return False
+        level = median(self.recent)
+        risen = self.first is not None and level > self.first
+        settled = len(self.accepted) == self.limits.history and self.accepted.median > _WORTHLESS
+        return level > _WORTHLESS and (risen or settled)
+
+    def learns_nothing(self) -> bool:
+        """Whether it has been shown for long and was never better than a constant prediction."""
+        return self.shown >= _ENOUGH and not self.has_learnt
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain numbers and strings."""
         plain = {name: getattr(self, name) for name in _STATE}
@@ -173,24 +234,35 @@ class Road:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+        """Take over a state; what an older one does not have is as at the start."""
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.recent = deque(state["recent"], maxlen=self.limits.window)
         self.recent_losses = deque(state["recent_losses"], maxlen=self.limits.window)
         self.accepted.load_state_dict(state["accepted"])
         self.accepted_losses.load_state_dict(state["accepted_losses"])
+        self.has_learnt = self.has_learnt or self.best is not None
 
     def _open(self, onset: int, reason: str, healthy: float) -> None:
         self.onset, self.missed, self.reason = onset, 0, reason
         self.road = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
 
+    def _note_shock(self, step: int, value: float, loss: float | None) -> None:
+        if self.first_loss is None and loss is not None and math.isfinite(loss):
+            self.first_loss = loss
+        if self.shock is not None or self.first is None or not value > _SHOCK * max(self.first, 1.0):
+            return
+        if loss is None or self.first_loss is None or not loss <= 1.5 * self.first_loss:  # else the labels are odd
+            self.shock = step
+
     def _note_best(self) -> None:
         healthy = self.accepted.median
+        full = len(self.accepted) == self.limits.history
+        self.has_learnt = self.has_learnt or (full and healthy + self.accepted.spread() / 2 < 1)
         if len(self.accepted) < self.limits.window or healthy >= (1.0 if self.best is None else self.best):
             return
         if healthy + 6 * self.accepted.spread() < 1:
-            self.best, self.best_loss = healthy, self._loss_limit()
+            self.best, self.best_loss, self.has_learnt = healthy, self._loss_limit(), True
 
     def _left(self, level: float) -> float | None:
         """Return what was healthy if the level is off the road, None if it is on it."""

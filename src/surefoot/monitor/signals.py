@@ -5,6 +5,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Signals:
         aucs: of each binary task, over a window of recent batches.
         calibrations: of each task, mean prediction over mean label, same window.
         spreads: of each task, standard deviation of the predictions over that of the labels, same window.
+        auc_errors: of each AUC, its standard error, from the numbers of positives and negatives; without it the
+            detector takes the noise from how much an AUC differs from the one before.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -29,6 +32,7 @@ class Signals:
     aucs: Mapping[str, float] = field(default_factory=dict)
     calibrations: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, float] = field(default_factory=dict)
+    auc_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 class Level:
@@ -74,6 +78,11 @@ class Level:
         """The upper median; NaN if there are no values."""
         return self._sorted[len(self._sorted) // 2] if self._sorted else math.nan
 
+    @property
+    def recent(self) -> float:
+        """The upper median of the values that wait; NaN if there are none."""
+        return sorted(self._waiting)[len(self._waiting) // 2] if self._waiting else math.nan
+
     def spread(self) -> float:
         """1.4826 times the median distance to the median, a normal distribution's standard deviation; NaN if empty."""
         middle = self.median
@@ -94,3 +103,52 @@ class Level:
         insort(self._sorted, value)
         if len(self._accepted) > self._size:
             del self._sorted[bisect_left(self._sorted, self._accepted.popleft())]
+
+
+class Best:
+    """The recent best of a series that is better the higher it is, in steps, however seldom it is shown.
+
+    The best is the highest median of three values in a row: one lucky value is none. Unlike the median of a history it
+    follows a series that rises while a model learns, so that a fall from what has just been learnt is seen.
+
+    Args:
+        span: how many steps back from the last value it looks.
+    """
+
+    def __init__(self, span: int) -> None:
+        self._span = span
+        self._values: deque[tuple[int, float]] = deque()
+
+    def __len__(self) -> int:
+        """How many values it knows."""
+        return len(self._values)
+
+    def offer(self, step: int, value: float) -> None:
+        """Take in a finite value."""
+        assert math.isfinite(value)
+        self._values.append((step, value))
+        while self._values[0][0] <= step - self._span:
+            self._values.popleft()
+
+    def forget(self) -> None:
+        """Start anew."""
+        self._values.clear()
+
+    @property
+    def best(self) -> float:
+        """The best so far; NaN before there are three values."""
+        values = [value for _, value in self._values]
+        triples = zip(values, values[1:], values[2:], strict=False)
+        return max((sorted(triple)[1] for triple in triples), default=math.nan)
+
+    def noise(self) -> float:
+        """1.4826 times the median difference between a value and the next; NaN before there are three values."""
+        values = [value for _, value in self._values]
+        steps = sorted(abs(b - a) for a, b in pairwise(values))
+        return 1.4826 * steps[len(steps) // 2] if len(steps) > 1 else math.nan
+
+    def state_dict(self) -> dict[str, list[list[float]]]:
+        return {"values": [[step, value] for step, value in self._values]}
+
+    def load_state_dict(self, state: Mapping[str, list[list[float]]]) -> None:
+        self._values = deque((int(step), value) for step, value in state["values"])

@@ -42,7 +42,7 @@ class Watch:
         self._optimizer, self._surveyed = optimizer, surveyed
         self._layers, self._tables = dict(layers), dict(tables)
         self._names = {p: name for name, p in (*layers.items(), *tables.items())}
-        self._rates: list[float | Tensor] = []  # of the groups
+        self._rates: list[tuple[Group, float | Tensor]] = []  # of the groups, some of which may be added later
         self._scale: Tensor | None = None  # what the gradients were multiplied by
         self._before: dict[Tensor, Tensor] = {}  # weights; under a sparse gradient the rows that it touches
         self._buffers: dict[Tensor, Tensor] = {}
@@ -54,6 +54,11 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
         self._before, self._buffers = {}, {}
+
+    def look_at(self, layers: Mapping[str, nn.Parameter], tables: Mapping[str, nn.Parameter]) -> None:
+        """Look at these parameters from now on, as after ``add_param_group``."""
+        self._layers, self._tables = dict(layers), dict(tables)
+        self._names = {p: name for name, p in (*layers.items(), *tables.items())}
 
     def forget(self) -> None:
         """Forget the step, now that it has been looked at."""
@@ -99,14 +104,13 @@ class Watch:
         has_closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
         scale = getattr(optimizer, "grad_scale", None)
         self._scale = None if scale is None else scale.clone()  # the scaler writes into it
-        self._rates = [_kept(group["lr"]) for group in optimizer.param_groups]
+        self._rates = [(group, _kept(group["lr"])) for group in optimizer.param_groups]
         self._remember(has_closure)
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # a rate that is lowered for the time of the step shows to one of the two hooks only
-        rates = [_kept(group["lr"]) for group in optimizer.param_groups]
-        self._rates = [_lower(a, b) for a, b in zip(self._rates, rates, strict=True)]
+        self._rates = [(group, _lower(rate, _kept(group["lr"]))) for group, rate in self._rates]
         self._stepped = True
 
     def _remember(self, has_closure: bool) -> None:
@@ -142,7 +146,7 @@ class Watch:
 
     def _moved(self, params: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor, Group, float | Tensor]]:
         """Yield those of the parameters that have a gradient, if a step was taken, each with its group and rate."""
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True) if self._stepped else ():
+        for group, rate in self._rates if self._stepped else ():
             for p in group["params"]:
                 name = self._names.get(p, "")
                 if p.grad is not None and name in params:

@@ -6,6 +6,8 @@ output is not finite: the loss tells of those. A score that is not defined, an A
 """
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +66,28 @@ class Window:
         return {} if self._ring is None else scores(self._ring[:, :, : min(self._added, self.rows)], kinds)
 
 
+class UsualRows:
+    """How many rows a batch usually has: the upper median of the last 64.
+
+    What a batch of less than half of them shows is chance, such as the rest of the rows that ends an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=64)
+
+    def are_few(self, rows: float) -> bool:
+        """Take in a batch's number of rows; return whether that is less than half of what was usual before."""
+        few = bool(self._last) and rows < sorted(self._last)[len(self._last) // 2] / 2
+        self._last.append(rows)
+        return few
+
+    def state_dict(self) -> list[float]:
+        return list(self._last)
+
+    def load_state_dict(self, state: Iterable[float]) -> None:
+        self._last = deque(state, maxlen=64)
+
+
 def clean(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return outputs and labels, both 0 where one of them is not finite, and 1 where both are, else 0.
 
@@ -120,7 +144,8 @@ def scores(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
     """Return the scores of rows as ``clean`` returns them, each (tasks,), by name.
 
     Binary, the outputs being logits: ``auc``, ``ne`` (log-loss over that of the labels' mean), ``calibration``
-    (mean prediction over mean label) and ``spread`` (standard deviation of the predictions over the labels').
+    (mean prediction over mean label), ``spread`` (standard deviation of the predictions over the labels') and
+    ``auc_error``, the standard error of the AUC after Hanley and McNeil, who take it from the numbers of both classes.
     Regression: ``ne``, the squared error over the labels' variance, and ``spread``; the others are absent.
     """
     outputs, labels, seen = cleaned
@@ -142,9 +167,10 @@ def scores(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
         auc(*task) if is_task else label.new_full((), ABSENT)
         for task, is_task in zip(cleaned.unbind(1), kinds.binary, strict=True)
     ]
-    return {
-        name: torch.where(variance > 0, value, ABSENT) for name, value in (found | {"auc": torch.stack(areas)}).items()
-    }
+    found["auc"] = torch.stack(areas)
+    positives = ((labels > 0.5) * seen).sum(1)
+    found["auc_error"] = torch.where(is_binary, auc_error(found["auc"], positives, count - positives), ABSENT)
+    return {name: torch.where(variance > 0, value, ABSENT) for name, value in found.items()}
 
 
 def auc(outputs: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
@@ -167,6 +193,23 @@ def auc(outputs: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
     pairs = positives * (seen.sum().long() - positives)
     wins = wins - positives * (positives - 1)  # a positive that comes first is no win, in either order
     return torch.where(pairs > 0, wins.float() / (2 * pairs).float(), ABSENT)
+
+
+def auc_error(area: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Return the standard error of AUCs from the numbers of rows of both classes, each (tasks,).
+
+    An AUC of 1, or of 0, over few rows is no certainty: it counts as if half a row had been ranked wrongly.
+
+    >>> auc_error(torch.tensor([0.9, 1.0]), torch.tensor([50, 2]), torch.tensor([5000, 254]))
+    tensor([0.0289, 0.2072])
+
+    Reference: J. A. Hanley and B. J. McNeil, Radiology 143 (1982).
+    """
+    a = torch.maximum(area, 1 - area)
+    a = torch.minimum(a, 1 - 0.5 / torch.minimum(positives, negatives))
+    q1, q2 = a / (2 - a) - a.square(), 2 * a.square() / (1 + a) - a.square()
+    variance = a * (1 - a) + (positives - 1) * q1 + (negatives - 1) * q2
+    return (variance.clamp(min=0) / (positives * negatives)).sqrt()
 
 
 def _wins(keys: Tensor, *, positive: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What looks after a run beside the loop: it is watched, its last steps are kept, and the ladder is climbed for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 from surefoot.data.schema import Batch, Task
 from surefoot.data.windows import Stream
 from surefoot.monitor.capsule import Ring
-from surefoot.monitor.divergence import Alarm, Detector, Event, Verdict
+from surefoot.monitor.divergence import Alarm, Detector, Event, FreshScore, Verdict
 from surefoot.monitor.harmless import Harmless
 from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import Action
@@ -91,9 +91,14 @@ class Care:
             self._saved.append(_event(self._alarm, Verdict.MICRO, step))
         return action
 
-    def finish(self, stopped: bool) -> Verdict:
-        """End the watch; return the verdict on the run: full if it had to be stopped, micro if it went back."""
-        self.monitor.close()
+    def finish(self, stopped: bool, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
+        """End the watch; return the verdict on the run: full if it had to be stopped, micro if it went back.
+
+        Args:
+            stopped: whether it had to be.
+            scores: of the day after the last one trained on.
+        """
+        self.monitor.close(scores)
         self._tell()
         self._with_ring(lambda ring: ring.flush())
         if self.recovery is not None:

@@ -1,5 +1,6 @@
 """One sequential run: day after day, old to new, each day scored before anything is trained on it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,13 +13,14 @@ from surefoot.data.schema import Batch, Task, TaskKind
 from surefoot.data.windows import MovingWindow, Stream
 from surefoot.metrics import evaluate
 from surefoot.models.ranker import loss_weights, task_losses
-from surefoot.monitor.divergence import Detector, Verdict
+from surefoot.monitor.divergence import Detector, FreshScore, Signals, Verdict
 from surefoot.monitor.ladder import Action
-from surefoot.monitor.window import ENOUGH
+from surefoot.monitor.window import ENOUGH, UsualRows
 from surefoot.optim.adagrad import Adagrad
 from surefoot.training.care import Care, Seen
 
 _EVALUATION_ROWS = 8192
+_Told = tuple[dict[str, float | int | str], bool]  # a step's row, and whether it is of few rows
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Run:
         curve: a row for each day after which the curve's day was scored.
         verdict: healthy, micro or full.
         stopped_early: whether a full divergence ended the run.
+        never_learnt: the judged tasks that were never better than a constant prediction, nor rank better than chance
+            in the end: a failure of its own kind.
     """
 
     steps: list[dict[str, float | int | str]] = field(default_factory=list)
@@ -39,6 +43,7 @@ class Run:
     curve: list[dict[str, float | int | str]] = field(default_factory=list)
     verdict: Verdict = Verdict.HEALTHY
     stopped_early: bool = False
+    never_learnt: list[str] = field(default_factory=list)
 
     @property
     def final(self) -> dict[str, float | int | str]:
@@ -68,7 +73,7 @@ def train(
         window: the batches.
         optimizers: all are stepped; the first one's rate and clip factors are recorded.
         days: partitions to train on; partition number ``days`` is scored at the end.
-        detector: sees the relative losses of the judged tasks, one step late.
+        detector: sees the losses and relative losses of the judged tasks, one step late.
         layers: parameters of the first optimizer whose clip factors are recorded, by name.
         schedulers: stepped once a step.
         curve_day: a partition to score after every day, for a figure; nothing may be chosen by it.
@@ -83,7 +88,7 @@ def train(
     run, step = Run(), 0
     tasks = window.log.schema.tasks
     judged = [task for task in tasks if task.judged]
-    recorder = _Recorder(tasks, list(layers))
+    recorder, usual = _Recorder(tasks, list(layers)), UsualRows()
     stream = window.stream(days)
     for day, batch in _day_by_day(model, stream, run, curve_day):
         if care is not None:
@@ -93,27 +98,35 @@ def train(
         rate = float(optimizers[0].param_groups[0]["lr"])
         for scheduler in schedulers:
             scheduler.step()
-        previous = recorder.exchange(step, day, rate, torch.cat([seen.losses, seen.relative_losses, factors]))
+        few = usual.are_few(len(batch.labels))
+        previous = recorder.exchange(step, day, rate, torch.cat([seen.losses, seen.relative_losses, factors]), few=few)
         if care is not None:
             run.stopped_early = care.after(step, tasks, batch, seen) is Action.STOP
         elif previous is not None:
-            run.stopped_early = _diverged(detector, previous, judged)
+            run.stopped_early = _diverged(detector, *previous, judged)
         on_step(step)
         step += 1
         if run.stopped_early:
             break
     last = recorder.flush()
-    if care is not None:
-        run.verdict = care.finish(run.stopped_early)
-    else:
-        if last and not run.stopped_early:
-            _diverged(detector, last, judged)
-        run.verdict = detector.finish(step)
+    if last and care is None and not run.stopped_early:
+        _diverged(detector, *last, judged)
     run.steps = recorder.rows
     if run.stopped_early:
         _end_day(model, window, run, int(run.steps[-1]["day"]), curve_day)
     run.next_day.append(_score_day(model, window, days))
+    fresh = {task.name: _fresh_score(task, run.final) for task in judged}
+    run.verdict = detector.finish(step, fresh) if care is None else care.finish(run.stopped_early, fresh)
+    judge = detector if care is None else care.monitor.detector
+    run.never_learnt = [task for task in judge.never_learnt if not fresh[task].auc_low > 0.5]
     return run
+
+
+def _fresh_score(task: Task, scores: dict[str, float | int | str]) -> FreshScore:
+    if task.kind is TaskKind.BINARY:
+        return FreshScore(float(scores[f"ne/{task.name}"]), float(scores[f"auc_low/{task.name}"]))
+    rmse, constant = float(scores[f"rmse/{task.name}"]), float(scores[f"rmse_constant/{task.name}"])
+    return FreshScore((rmse / constant) ** 2 if constant else math.nan)
 
 
 def warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
@@ -132,12 +145,6 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     for optimizer in optimizers:
         optimizer.step()
     return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))
-
-
-def _take_step(
-    model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]
-) -> tuple[Tensor, Tensor]:
-    return take_step(model, batch, optimizers, tasks)[1:]
 
 
 def _day_by_day(model: nn.Module, stream: Stream, run: Run, curve_day: int | None) -> Iterator[tuple[int, Batch]]:
@@ -195,10 +202,19 @@ def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tenso
     return torch.stack(means) if means else torch.empty(0, dtype=torch.float32, device="cpu")
 
 
-def _diverged(detector: Detector, row: dict[str, float | int | str], judged: list[Task]) -> bool:
-    losses = ((task, float(row[f"relative_loss/{task.name}"])) for task in judged)
-    shown = {task.name: loss for task, loss in losses if loss or not task.masked}  # 0: too few rows counted to tell
-    return detector.update(int(row["step"]), shown) is Verdict.FULL
+def _diverged(detector: Detector, row: dict[str, float | int | str], few: bool, judged: list[Task]) -> bool:
+    """Show the detector a step as a monitor would; return whether a task has diverged fully.
+
+    Of a step of few rows it is shown what is not finite, and so of a masked task of which too few rows counted to tell,
+    whose relative loss is 0.
+    """
+    losses, relative_losses = {}, {}
+    for task in judged:
+        loss, relative = float(row[f"loss/{task.name}"]), float(row[f"relative_loss/{task.name}"])
+        if not math.isfinite(relative) or not (few or (task.masked and not relative)):
+            losses[task.name], relative_losses[task.name] = loss, relative
+    detector.update(int(row["step"]), Signals(losses=losses, relative_losses=relative_losses))
+    return detector.verdict is Verdict.FULL
 
 
 @torch.no_grad()
@@ -226,19 +242,19 @@ class _Recorder:
             *(f"relative_loss/{name}" for name in names),
             *(f"clip_factor/{layer}" for layer in layers),
         ]
-        self._pending: tuple[int, int, float, Tensor] | None = None
+        self._pending: tuple[int, int, float, Tensor, bool] | None = None
 
-    def exchange(self, step: int, day: int, rate: float, values: Tensor) -> dict[str, float | int | str] | None:
-        """Put in this step, give back the row of the one before."""
-        row, self._pending = self.flush(), (step, day, rate, values)
+    def exchange(self, step: int, day: int, rate: float, values: Tensor, *, few: bool) -> _Told | None:
+        """Put in this step, and whether it has few rows; give back the row of the one before."""
+        row, self._pending = self.flush(), (step, day, rate, values, few)
         return row
 
-    def flush(self) -> dict[str, float | int | str] | None:
-        """Give back the row of the last step put in, if it has not been given back yet."""
+    def flush(self) -> _Told | None:
+        """Give back the row of the last step put in, and whether that had few rows, if it has not been given back."""
         if self._pending is None:
             return None
-        step, day, rate, values = self._pending
+        step, day, rate, values, few = self._pending
         self._pending = None
         row = {"step": step, "day": day, "lr": rate, **dict(zip(self._names, values.tolist(), strict=True))}
         self.rows.append(row)
-        return row
+        return row, few
