@@ -201,7 +201,7 @@ def auc_error(area: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     An AUC of 1, or of 0, over few rows is no certainty: it counts as if half a row had been ranked wrongly.
 
     >>> auc_error(torch.tensor([0.9, 1.0]), torch.tensor([50, 2]), torch.tensor([5000, 254]))
-    tensor([0.0289, 0.2072])
+    tensor([0.0292, 0.2012])
 
     Reference: J. A. Hanley and B. J. McNeil, Radiology 143 (1982).
     """
