@@ -1,6 +1,6 @@
 """Does the detector see divergences, early, and is it quiet otherwise? Real runs, recorded once; rivals beside it.
 
-    python benchmarks/detection.py record [--processes 2]   # 20 minutes of CPU; goes on where it was stopped
+    python benchmarks/detection.py record [--processes 2]   # an hour of CPU; goes on where it was stopped
     python benchmarks/detection.py score                    # a few minutes; writes benchmarks/results/detection.txt
 
 What the modules beside this one say in full:
@@ -13,11 +13,15 @@ What the modules beside this one say in full:
 - ``detection_rivals``: the rules of other libraries as their code has them.
 - ``detection_score``: half of the set-ups may set thresholds; the other half is reported.
 
-"found": an alarm starts at most 50 steps before the onset, not before the fault, and no later than the end of the run
-(full) or the recovery (micro). "delay": median and 90 % quantile, over full divergences, of alarm less onset; the onset
-is the first step that starts with damaged weights, so -1 is the very step that damaged them. "early": alarmed before
-the step that starts with a point of AUC lost; where a fault damages the model itself that cannot be. "false": alarms
-that start on healthy steps; flags of a rule less than 10 steps apart are one alarm. "open": healthy steps on which an
+The detector sees what a monitor at its defaults shows: AUC, calibration and spread over the last 8,192 rows, every 8
+steps. "found": an alarm starts at most 50 steps before the onset, not before the fault, and no later than the end of
+the run (full) or the recovery (micro). "delay": median and 90 % quantile, over full divergences, of alarm less onset; the
+onset is the first step that starts with damaged weights, so -1 is the very step that damaged them. "early": alarmed
+before the step that starts with a point of AUC lost; where a fault damages the model itself that cannot be; "seen" counts
+the step that the alarm tells of, "delivered" the step at which a training loop hears of it, one later: what a step left
+on its device is read when the next has been taken, so that none waits. The others' rules are counted likewise, though
+most of them wait. "false": alarms that start on healthy steps, with a 95 % interval for each 10,000 as if they were
+independent, and their number; flags of a rule less than 10 steps apart are one alarm. "open": healthy steps on which an
 alarm is open, or a rule would act.
 """
 
@@ -51,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--setups",
         type=int,
-        default=detection_plan.SETUPS + detection_plan.UNHARMED,
+        default=len(detection_plan.setups()),
         help="record the first so many only",
     )
     parser.add_argument("--half", choices=["reported", "thresholds"], default="reported", help="which half to score")
@@ -60,6 +64,8 @@ def main() -> None:
         record(options.records, options.processes, options.setups)
     else:
         lines = list(detection_table.report(watch_all(options.records, options.half), list(OURS)))
+        if options.half == "reported":
+            lines += ["", *detection_table.report_fresh(watch_all(options.records, "fresh"), list(OURS))]
         print("\n".join(lines))
         if options.half == "reported":
             RESULTS.write_text("\n".join([__doc__ or "", *lines, ""]))
@@ -86,9 +92,13 @@ def _record_one(index: int, folder: Path) -> None:
 
 
 def watch_all(folder: Path, half: str) -> list[detection_score.Watched]:
-    """Return the runs of one half, each with what all detectors said."""
-    chosen = half == "reported"
-    runs = detection_load.load(folder, lambda setup: detection_score.is_reported(setup) == chosen)
+    """Return the runs of one half, or of the fresh set-ups, each with what all detectors said."""
+
+    def is_of_it(setup: int) -> bool:
+        fresh = setup >= detection_plan.SETUPS + detection_plan.UNHARMED
+        return half == "fresh" if fresh else detection_score.is_reported(setup) == (half == "reported")
+
+    runs = detection_load.load(folder, is_of_it)
     return [detection_score.watch(run, OURS) for run in runs]
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detection_labels import Limits, Outcome, Probe, outcome
-from detection_record import SCORES
+from detection_record import REFRESH, WINDOW_ROWS
 from numpy.typing import NDArray
+from torch import Tensor
 
 from surefoot.monitor.signals import Signals
-from surefoot.monitor.window import ABSENT
+from surefoot.monitor.window import ABSENT, Kinds, clean, scores
 
 Table = NDArray[np.float64]
-RAW = ("outputs", "labels")  # in the files for other windows; not read here
+SHOWN = ("auc", "auc_error", "calibration", "spread")  # of the window
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Run:
         first: the first step that is not its twin's; 0 in a twin.
         tasks, binary, layers: names, kinds of the tasks, names (the dense ones, then "embedding").
         steps: (steps, columns), see ``detection_record``.
-        window: (steps, 3 * tasks) likewise.
+        outputs, labels: of the batches, (steps, rows, tasks).
         probe, past, twin, served: scores of the probe.
     """
 
@@ -40,7 +42,8 @@ class Run:
     binary: list[bool]
     layers: list[str]
     steps: Table
-    window: Table
+    outputs: Tensor
+    labels: Tensor
     probe: Probe
     past: Probe
     twin: Probe
@@ -73,29 +76,35 @@ class Run:
             self.probe, self.twin, self.past, start=self.first, served=self.served, for_good=for_good, limits=limits
         )
 
-    def signals(self) -> Iterator[Signals]:
-        """Yield what a monitor would have shown at each step."""
-        tasks, dense = len(self.tasks), self.layers[:-1]
-        for step, row in enumerate(self.steps.tolist()):
-            norms = 2 * tasks + len(dense)
-            # a monitor has no ratio of a step whose gradients are not finite: none is taken of it
-            ratios = row[2 * tasks : norms] if all(map(math.isfinite, row[norms:-2])) else []
-            yield Signals(
-                losses=dict(zip(self.tasks, row[:tasks], strict=True)),
-                relative_losses=dict(zip(self.tasks, row[tasks : 2 * tasks], strict=True)),
-                clip_ratios=dict(zip(dense, ratios, strict=True)) if ratios else {},
-                grad_norms=dict(zip(dense, row[norms:-2], strict=True)),
-                **self._windowed(step),
-            )
+    def signals(self, step: int, *, window_from: int = 0, scored_from: int = 0) -> Signals:
+        """Return what a monitor would show of a step.
 
-    def _windowed(self, step: int) -> dict[str, dict[str, float]]:
-        """Return AUC, calibration and spread by task, on a step on which they were looked at."""
-        row, tasks = self.window[step].tolist(), len(self.tasks)
-        each = (zip(self.tasks, row[i * tasks : (i + 1) * tasks], strict=True) for i in range(len(SCORES)))
-        return {
-            f"{name}s": {t: v for t, v in of.items() if v != ABSENT}
-            for name, of in zip(SCORES, map(dict, each), strict=True)
-        }
+        Args:
+            step: any.
+            window_from: the first step whose rows are in the window.
+            scored_from: the first step whose scores are shown.
+        """
+        row, tasks, dense = self.steps[step].tolist(), len(self.tasks), self.layers[:-1]
+        norms = 2 * tasks + len(dense)
+        is_finite = all(
+            map(math.isfinite, row[norms:-2])
+        )  # else the monitor has no ratio: no step was taken, or of NaN
+        return Signals(
+            losses=dict(zip(self.tasks, row[:tasks], strict=True)),
+            relative_losses=dict(zip(self.tasks, row[tasks : 2 * tasks], strict=True)),
+            clip_ratios=dict(zip(dense, row[2 * tasks : norms], strict=True)) if is_finite else {},
+            grad_norms=dict(zip(dense, row[norms:-2], strict=True)),
+            **(self._scores(step, window_from) if step % REFRESH == 0 and step >= scored_from else {}),
+        )
+
+    def _scores(self, step: int, window_from: int) -> dict[str, dict[str, float]]:
+        """Return AUC and its error, calibration and spread by task, over the rows from a step on."""
+        first = max(step + 1 - WINDOW_ROWS // self.outputs.shape[1], window_from)
+        kinds = Kinds(tuple(self.binary), torch.tensor(self.binary))
+        cleaned = clean(self.outputs[first : step + 1].flatten(0, 1).T, self.labels[first : step + 1].flatten(0, 1).T)
+        found = scores(cleaned, kinds)
+        each = {name: zip(self.tasks, found[name].tolist(), strict=True) for name in SHOWN}
+        return {f"{name}s": {task: value for task, value in of if value != ABSENT} for name, of in each.items()}
 
 
 def load(folder: Path, wanted: Callable[[int], bool] = lambda setup: True) -> Iterator[Run]:
@@ -112,16 +121,19 @@ def load(folder: Path, wanted: Callable[[int], bool] = lambda setup: True) -> It
             continue
         about = json.loads(path.read_text())
         with np.load(path.with_suffix(".npz")) as archive:
-            arrays = {name: archive[name].astype(np.float64) for name in archive.files if name.split("/")[1] not in RAW}
+            arrays = {name: archive[name] for name in archive.files}
         for number, fault in enumerate(about["runs"]):
             yield _run(about, fault, number, arrays)
 
 
-def _run(about: dict[str, Any], fault: dict[str, Any], number: int, arrays: dict[str, Table]) -> Run:
+def _run(about: dict[str, Any], fault: dict[str, Any], number: int, arrays: dict[str, NDArray[np.float32]]) -> Run:
     first = fault["step"]
 
     def whole(name: str, kind: str = "") -> Table:
-        return np.concatenate([arrays[f"0/{kind or name}"][:first], arrays[f"{number}/{name}"]])
+        return _joined(arrays[f"0/{kind or name}"][:first], arrays[f"{number}/{name}"]).astype(np.float64)
+
+    def raw(name: str) -> Tensor:
+        return torch.from_numpy(_joined(arrays[f"0/{name}"][:first], arrays[f"{number}/{name}"]))
 
     binary = [i for i, is_binary in enumerate(about["binary"]) if is_binary]
     tasks = len(about["tasks"])
@@ -138,9 +150,14 @@ def _run(about: dict[str, Any], fault: dict[str, Any], number: int, arrays: dict
         binary=about["binary"],
         layers=about["layers"],
         steps=whole("steps"),
-        window=whole("window"),
+        outputs=raw("outputs"),
+        labels=raw("labels"),
         probe=probe(whole("probe")),
         past=probe(whole("past")),
-        twin=probe(arrays["0/probe"]),
+        twin=probe(arrays["0/probe"].astype(np.float64)),
         served=probe(whole("served", "probe")) if served else None,
     )
+
+
+def _joined(before: NDArray[np.float32], since: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([before, since])

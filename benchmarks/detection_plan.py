@@ -1,10 +1,11 @@
 """Which runs benchmarks/detection.py trains: set-ups and their faults, all from one seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import faults
 import numpy as np
-from detection_record import Setup
+from detection_record import DRIFT_STEP, Setup
 from faults import Fault
 from numpy.random import Generator
 
@@ -12,6 +13,7 @@ from surefoot.data.schema import Schema
 
 SETUPS, FAULTS_EACH = 72, 6
 UNHARMED = 24  # further set-ups without any fault, for healthy steps
+FRESH = 24  # further set-ups that nothing was ever chosen by: by turns with a drift, of rare positives, of binary tasks
 _SEED = 2302
 _HIDDEN = [(64,), (64, 64), (128, 128), (64, 64, 64), (64, 64, 64, 64)]
 _RATES = [0.02, 0.05, 0.1, 0.2]
@@ -67,7 +69,18 @@ KINDS: list[tuple[int, Make]] = [
 
 def setups() -> list[Setup]:
     """Return all set-ups; the logs, and within each the seeds, take turns."""
-    return _setups(0, SETUPS, stream=0) + _setups(SETUPS, UNHARMED, stream=3)
+    return _setups(0, SETUPS, stream=0) + _setups(SETUPS, UNHARMED, stream=3) + _fresh()
+
+
+def _fresh() -> list[Setup]:
+    draw = np.random.default_rng([_SEED, 4])
+    plain = _setups(SETUPS + UNHARMED, FRESH, stream=5)
+    kinds: list[Callable[[Setup], Setup]] = [
+        lambda setup: replace(setup, drift=_between(draw, 3, 100)),
+        lambda setup: replace(setup, rare=True),
+        lambda setup: replace(setup, binary_only=True),
+    ]
+    return [kinds[i % 3](setup) for i, setup in enumerate(plain)]
 
 
 def _setups(first: int, count: int, stream: int) -> list[Setup]:
@@ -92,7 +105,13 @@ def _setups(first: int, count: int, stream: int) -> list[Setup]:
 
 
 def faults_of(setup: Setup, schema: Schema) -> list[Fault]:
-    """Return the faults dealt to a set-up; none to those beyond ``SETUPS``."""
+    """Return the faults dealt to a set-up; none to the unharmed ones.
+
+    In a fresh one with a drift they come 8 to 40 steps after it, as second troubles; one of rare positives has such as
+    leave no doubt of the outcome, which few positives cannot tell.
+    """
+    if setup.index >= SETUPS + UNHARMED:
+        return _fresh_faults(setup, schema)
     if setup.index >= SETUPS:
         return []
     deck = [make for count, make in KINDS for _ in range(count)]
@@ -105,3 +124,23 @@ def faults_of(setup: Setup, schema: Schema) -> list[Fault]:
         step = int(draw.integers(20, 96) if early else draw.integers(200, 441))
         found.append(make(draw, step, schema))
     return found
+
+
+def _fresh_faults(setup: Setup, schema: Schema) -> list[Fault]:
+    draw = np.random.default_rng([_SEED, 6, setup.index])
+    clear: list[Make] = [
+        lambda draw, step, _: faults.rate_step(step, factor=_between(draw, 100, 1000)),
+        lambda draw, step, _: faults.rate_spike(step, factor=_between(draw, 100, 3000), steps=_whole(draw, 3, 10)),
+    ]
+    second: list[Make] = [
+        lambda draw, step, _: faults.rate_spike(step, factor=_between(draw, 20, 300), steps=_whole(draw, 2, 10)),
+        lambda draw, step, _: faults.rate_step(step, factor=_between(draw, 10, 300)),
+        lambda draw, step, _: faults.scaled_feature(step, column=len(schema.dense) - 1, steps=_whole(draw, 3, 20)),
+        lambda draw, step, schema: faults.heavy_task(step, task=int(draw.integers(len(schema.tasks)))),
+    ]
+    if setup.drift is not None:
+        return [make(draw, DRIFT_STEP + _whole(draw, 8, 40), schema) for make in second]
+    if setup.rare:
+        return [make(draw, _whole(draw, 200, 440), schema) for make in clear]
+    deck = [make for count, make in KINDS for _ in range(count)]
+    return [deck[draw.integers(len(deck))](draw, _whole(draw, 200, 440), schema) for _ in range(4)]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detection_metrics import aucs, constant_losses, scores
-from faults import Fault, none
+from detection_metrics import constant_losses, scores
+from faults import Fault, drift_day, none
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,7 +33,6 @@ from surefoot.data.sources import completejourney
 from surefoot.data.windows import MovingWindow
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
 from surefoot.models.ranker import Ranker, split_parameters, task_losses
-from surefoot.monitor.window import ABSENT, Kinds, Window, clean
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import Clippy, NoClip
@@ -45,9 +44,10 @@ DAYS = STEPS // STEPS_PER_DAY
 WINDOW_DAYS = 3
 PROBE_ONE_IN = {"synthetic": 8, "completejourney": 16}
 WINDOW_ROWS, REFRESH = 8192, 8  # the monitor's defaults: rows of its window, steps from one score to the next
-SCORES = ("auc", "calibration", "spread")  # of the window, as the monitor shows them to its detector
 DIM = 8
 EMBEDDING_RATE = 0.1
+RARE = 0.01
+DRIFT_STEP = 200
 LAST_DAYS = 100  # of completejourney, from which a seed picks its stretch
 
 
@@ -66,6 +66,8 @@ class Setup:
     warmup_steps: int
     clippy: bool
     skips: bool  # a step whose gradient is not finite
+    rare: bool = False  # one row in a hundred is a positive
+    drift: float | None = None  # what some features are multiplied by from DRIFT_STEP on, in all of its runs
 
 
 @lru_cache(maxsize=4)
@@ -96,8 +98,17 @@ def load_logs(setup: Setup) -> Logs:
         schema=replace(log.schema, tasks=tuple(tasks[i] for i in kept), dense=log.schema.dense[:dense]),
         rows=log.rows._replace(labels=log.rows.labels[:, kept], dense=log.rows.dense[:, :dense]),
     )
+    if setup.rare:
+        log = replace(log, rows=log.rows._replace(labels=_thinned(log.rows.labels, log.schema.tasks, setup.seed)))
     probed = torch.arange(len(log.rows.labels)) % PROBE_ONE_IN[setup.data] == 0
     return Logs(_only(log, ~probed), _only(log, probed), first)
+
+
+def _thinned(labels: Tensor, tasks: Sequence[Task], seed: int) -> Tensor:
+    """Return the labels with all but RARE of the rows of each binary task made negative, at random."""
+    draw = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
+    binary = torch.tensor([task.kind is TaskKind.BINARY for task in tasks])
+    return torch.where(binary & (draw > RARE / labels.mean(0)), 0.0, labels)
 
 
 def _only(log: Log, rows: Tensor) -> Log:
@@ -141,10 +152,11 @@ def start(setup: Setup, log: Log) -> Training:
 class Recorder:
     """The rows of one run."""
 
-    def __init__(self, logs: Logs, fault: Fault) -> None:
+    def __init__(self, logs: Logs, fault: Fault, setup: Setup) -> None:
         self.logs, self.fault = logs, fault
+        self.drift = none() if setup.drift is None else drift_day(DRIFT_STEP, logs.train.schema, factor=setup.drift)
         self.rows: list[Tensor] = []
-        self.outputs: list[Tensor] = []  # of the batches, each (rows, tasks), for the windowed measures
+        self.outputs: list[Tensor] = []  # of the batches, each (rows, tasks)
         self.labels: list[Tensor] = []
         self.probed: list[Tensor] = []  # each (rows, tasks)
         self.served: list[Tensor] = []
@@ -157,7 +169,7 @@ class Recorder:
     def probe(self, step: int) -> Batch:
         """Return the rows that are scored at a step."""
         day = self.logs.first + step // STEPS_PER_DAY
-        return self.logs.probe.window(max(0, day - WINDOW_DAYS + 1), day)
+        return self.drift.on_batch(step, self.logs.probe.window(max(0, day - WINDOW_DAYS + 1), day))
 
     @torch.no_grad()
     def score_past(self, step: int, models: Iterable[nn.Module]) -> None:
@@ -188,7 +200,7 @@ def take_step(setup: Setup, training: Training, recorder: Recorder, step: int, b
         recorder.score_past(step, training.past)
     fault.on_state(step, model, training.optimizers)
     recorder.score(step, model)
-    batch = fault.on_batch(step, batch)
+    batch = fault.on_batch(step, recorder.drift.on_batch(step, batch))
     outputs = model(batch.categorical, batch.dense)
     losses = task_losses(outputs, batch.labels, tasks)
     for optimizer in training.optimizers:
@@ -230,7 +242,7 @@ def record(setup: Setup, faults: Sequence[Fault], folder: Path) -> None:
     logs = load_logs(setup)
     batches = list(_batches(logs, setup.seed))
     training = start(setup, logs.train)
-    twin = Recorder(logs, none())
+    twin = Recorder(logs, none(), setup)
     copies: dict[int, Training] = {}
     for step, batch in enumerate(batches):
         if any(fault.step == step for fault in faults):
@@ -239,7 +251,7 @@ def record(setup: Setup, faults: Sequence[Fault], folder: Path) -> None:
     arrays = {f"0/{name}": values for name, values in _tables(twin, twin).items()}
     for number, fault in enumerate(faults, 1):
         branch = copy.deepcopy(copies[fault.step])
-        recorder = Recorder(logs, fault)
+        recorder = Recorder(logs, fault, setup)
         for step in range(fault.step, STEPS):
             take_step(setup, branch, recorder, step, batches[step])
         arrays |= {f"{number}/{name}": values for name, values in _tables(recorder, twin).items()}
@@ -273,17 +285,13 @@ def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
 
     ``steps``: losses as trained on, relative losses (tasks each), clip ratios (dense layers),
     gradient norms (layers), rate.
-    ``window``: AUC, calibration, spread (tasks each) of the last rows, -inf where there is no such number.
-    ``outputs``, ``labels``: of the batches, (rows, tasks), so that other windows can be had of them later.
+    ``outputs``, ``labels``: of the batches, (rows, tasks), for what a monitor's window shows.
     ``probe``: AUC and relative loss (tasks each) of the probe; ``served`` likewise, as the fault would serve it;
     ``past`` likewise, the best of past weights on the same rows.
     """
     missing = len(twin.outputs) - len(recorder.outputs)
-    outputs = torch.stack(twin.outputs[:missing] + recorder.outputs)
-    labels = torch.stack(twin.labels[:missing] + recorder.labels)
     found = {
         "steps": torch.stack(recorder.rows).numpy(),
-        "window": _windowed(outputs, labels, recorder.tasks, missing),
         "outputs": torch.stack(recorder.outputs).numpy(),
         "labels": torch.stack(recorder.labels).numpy(),
         "probe": _probed(recorder.probed, recorder, missing),
@@ -292,20 +300,6 @@ def _tables(recorder: Recorder, twin: Recorder) -> dict[str, np.ndarray]:
     if recorder.served:
         found["served"] = _probed(recorder.served, recorder, missing)
     return found
-
-
-def _windowed(outputs: Tensor, labels: Tensor, tasks: Sequence[Task], start: int) -> np.ndarray:
-    """Return (steps, 3 * tasks) from outputs and labels, (steps, rows, tasks) each, by the monitor's own window."""
-    binary = [task.kind is TaskKind.BINARY for task in tasks]
-    kinds = Kinds(tuple(binary), torch.tensor(binary))
-    window = Window(WINDOW_ROWS)
-    table = np.full((len(outputs), len(SCORES) * len(tasks)), ABSENT, dtype=np.float32)
-    for step in range(max(0, start - WINDOW_ROWS // outputs.shape[1]), len(outputs)):
-        window.add(clean(outputs[step].T, labels[step].T))
-        if step % REFRESH == 0 and step >= start:
-            found = window.scores(kinds)
-            table[step] = torch.cat([found[name] for name in SCORES]).numpy()
-    return table[start:]
 
 
 def _probed(outputs: Sequence[Tensor], recorder: Recorder, start: int) -> np.ndarray:

@@ -31,6 +31,8 @@ class Case:
     harmless: bool
     twin: bool
     binary_only: bool
+    rare: bool
+    drift: bool  # since before the fault
     outcome: Outcome
     healthy: frozenset[int]  # steps
     alarms: dict[str, list[int]]  # steps on which one starts
@@ -65,6 +67,8 @@ class Watched:
             harmless=run.fault["harmless"],
             twin=run.is_twin,
             binary_only=all(run.binary),
+            rare=run.setup.get("rare", False),
+            drift=run.setup.get("drift") is not None,
             outcome=found,
             healthy=frozenset(healthy_steps(run, found)),
             alarms=self.alarms,
@@ -78,11 +82,7 @@ def watch(run: Run, detectors: Mapping[str, Callable[[], Detector]]) -> Watched:
     alarms, opened, verdict = {}, {}, ""
     for name, make in detectors.items():
         detector = make()
-        opened[name] = []
-        for step, signals in enumerate(run.signals()):
-            detector.update(step, signals)
-            if not detector.healthy:
-                opened[name].append(step)
+        opened[name] = _show(run, detector)
         verdict = verdict or detector.finish(len(run.steps)).value
         alarms[name] = [alarm.step for alarm in detector.alarms]
     for name, rule in RIVALS.items():
@@ -92,8 +92,26 @@ def watch(run: Run, detectors: Mapping[str, Callable[[], Detector]]) -> Watched:
     return Watched(run, alarms, opened, verdict)
 
 
+def _show(run: Run, detector: Detector) -> list[int]:
+    """Show a run to a detector as a monitor at its defaults does; return the steps on which an alarm was open."""
+    opened, window_from = [], 0
+    for step in range(len(run.steps)):
+        was_healthy = detector.healthy
+        detector.update(step, run.signals(step, window_from=window_from, scored_from=window_from))
+        if not detector.healthy:
+            opened.append(step)
+        elif not was_healthy:
+            window_from = (
+                step + 2
+            )  # the monitor reads a step when the next has been taken, and lets its window begin anew
+    return opened
+
+
 def is_reported(setup: int) -> bool:
-    """Whether a set-up's runs are reported; the others may set thresholds. Both logs are in both halves."""
+    """Whether a set-up's runs are reported; the others may set thresholds. Both logs are in both halves.
+
+    The fresh ones, that nothing was ever chosen by, are reported apart.
+    """
     return setup // 2 % 2 == 1
 
 
@@ -104,7 +122,9 @@ def healthy_steps(run: Run, found: Outcome) -> list[int]:
     but, if the fault spoilt the data, only once the spoilt batches have left the monitor's window: an alarm about a
     spoilt batch is neither right nor wrong here.
     """
-    if found.label != "healthy":
+    if run.is_twin and run.setup.get("rare"):
+        return list(range(len(run.steps)))  # few positives cannot tell that it was shaken; nothing was done to it
+    if found.label != "healthy" or (run.is_twin and run.setup.get("drift")):
         return []
     first = run.first
     if not run.is_twin and run.fault["name"] not in RATES | SHIFTS:
@@ -131,6 +151,7 @@ class Score:
     micro_found: int
     lost: int  # full divergences in which the probe's AUC lost a point
     early: int  # of those, alarmed before
+    delivered: int  # of those, alarmed in time for the loop to hear of it, which is one step late
     delays: Sequence[int]  # of those found, full
     healthy: int  # steps
     false: int  # alarms
@@ -154,6 +175,7 @@ def score(cases: Iterable[Case], detector: str) -> Score:
     micro = [c for c in cases if c.outcome.label == "micro"]
     hits = [(c, step) for c in full if (step := c.found(detector)) is not None]
     early = sum(c.outcome.point_lost is not None and step < c.outcome.point_lost for c, step in hits)
+    delivered = sum(c.outcome.point_lost is not None and step + 1 < c.outcome.point_lost for c, step in hits)
     false = sum(len(c.healthy & set(c.alarms[detector])) for c in cases)
     return Score(
         len(full),
@@ -162,6 +184,7 @@ def score(cases: Iterable[Case], detector: str) -> Score:
         sum(c.found(detector) is not None for c in micro),
         sum(c.outcome.point_lost is not None for c in full),
         early,
+        delivered,
         [step - (c.outcome.onset or 0) for c, step in hits],
         sum(len(c.healthy) for c in cases),
         false,
@@ -191,3 +214,26 @@ def clopper_pearson(found: int, total: int, confidence: float = 0.95) -> tuple[f
     lower = 0.0 if found == 0 else solve(lambda share: 1 - at_most(found - 1, share) < tail)
     upper = 1.0 if found == total else solve(lambda share: at_most(found, share) > tail)
     return lower, upper
+
+
+def poisson(count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of the mean of a Poisson count.
+
+    >>> low, high = poisson(0)
+    >>> low, round(high, 2)
+    (0.0, 3.69)
+    """
+    tail = (1 - confidence) / 2
+
+    def at_most(successes: int, mean: float) -> float:
+        return sum(math.exp(-mean + i * math.log(mean) - math.lgamma(i + 1)) for i in range(successes + 1))
+
+    def solve(holds: Callable[[float], bool]) -> float:
+        low, high = 1e-9, 10.0 * (count + 5)
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return (low + high) / 2
+
+    lower = 0.0 if count == 0 else solve(lambda mean: 1 - at_most(count - 1, mean) < tail)
+    return lower, solve(lambda mean: at_most(count, mean) > tail)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from detection_labels import Limits
-from detection_score import QUIET, SHIFTS, Case, Score, Watched, clopper_pearson, score
+from detection_score import QUIET, SHIFTS, Case, Score, Watched, clopper_pearson, poisson, score
 
 _LABELS = ("full", "micro", "unclear", "healthy")
 _LIMITS = {
@@ -25,6 +25,25 @@ _GROUPS: dict[str, Callable[[Case], bool]] = {
     "harmless rate changes": lambda case: case.harmless and not case.twin,
     "rate spikes, steps, ramps": lambda case: case.fault.startswith("rate_"),
 }
+
+
+_FRESH: dict[str, Callable[[Case], bool]] = {
+    "a second fault, 8 to 40 steps after a drift whose alarm may be open": lambda case: case.drift,
+    "one positive in a hundred rows": lambda case: case.rare,
+    "binary tasks only": lambda case: not case.drift and not case.rare,
+}
+
+
+def report_fresh(watched: list[Watched], ours: list[str]) -> Iterator[str]:
+    """Yield the lines of the report on the fresh set-ups, as ``report`` does on the reported half."""
+    cases = [each.case() for each in watched]
+    yield "Fresh set-ups, other seeds, that nothing was ever chosen by."
+    yield from _summary(cases)
+    for title, holds in _FRESH.items():
+        yield ""
+        yield from _table([case for case in cases if holds(case)], f"Fresh: {title}")
+    yield ""
+    yield from _by_fault(cases, ours[0])
 
 
 def report(watched: list[Watched], ours: list[str]) -> Iterator[str]:
@@ -67,8 +86,8 @@ def _table(cases: list[Case], title: str) -> Iterator[str]:
         f"{title}: {first.full} full ({first.lost} of which lost a point of AUC), {first.micro} micro, "
         f"{first.healthy} healthy steps"
     )
-    heads = f"{'full found':>28s} {'micro found':>13s} {'false / 10k':>16s} {'open / 10k':>10s} {'delay':>10s}"
-    yield f"  {'':48s} {heads} {'early':>12s}"
+    heads = f"{'full found':>28s} {'micro found':>13s} {'false / 10k':>22s} {'open / 10k':>10s} {'delay':>10s}"
+    yield f"  {'':48s} {heads} {'early: seen':>12s} {'delivered':>12s}"
     for name in cases[0].alarms:
         yield f"  {name:48s} " + _row(score(cases, name))
 
@@ -80,11 +99,15 @@ def _row(s: Score) -> str:
     else:
         full = "-"
     micro = f"{s.micro_found}/{s.micro} = {s.micro_found / s.micro:.2f}" if s.micro else "-"
-    false = f"{s.false_rate:.1f} ({s.false})" if s.healthy else "-"
+    false = "-"
+    if s.healthy:
+        low, high = poisson(s.false)
+        false = f"{s.false_rate:.1f} ({1e4 * low / s.healthy:.1f}-{1e4 * high / s.healthy:.1f}) [{s.false}]"
     opened = f"{1e4 * s.open / s.healthy:.0f}" if s.healthy else "-"
     early = f"{s.early}/{s.lost} = {s.early / s.lost:.2f}" if s.lost else "-"
+    delivered = f"{s.delivered}/{s.lost} = {s.delivered / s.lost:.2f}" if s.lost else "-"
     delay = f"{s.delay[0]:g}, {s.delay[1]:.0f}" if s.delays else "-"
-    return f"{full:>28s} {micro:>13s} {false:>16s} {opened:>10s} {delay:>10s} {early:>12s}"
+    return f"{full:>28s} {micro:>13s} {false:>22s} {opened:>10s} {delay:>10s} {early:>12s} {delivered:>12s}"
 
 
 def _by_fault(cases: list[Case], ours: str) -> Iterator[str]:
