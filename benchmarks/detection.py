@@ -15,14 +15,14 @@ What the modules beside this one say in full:
 
 The detector sees what a monitor at its defaults shows: AUC, calibration and spread over the last 8,192 rows, every 8
 steps. "found": an alarm starts at most 50 steps before the onset, not before the fault, and no later than the end of
-the run (full) or the recovery (micro). "delay": median and 90 % quantile, over full divergences, of alarm less onset; the
-onset is the first step that starts with damaged weights, so -1 is the very step that damaged them. "early": alarmed
-before the step that starts with a point of AUC lost; where a fault damages the model itself that cannot be; "seen" counts
-the step that the alarm tells of, "delivered" the step at which a training loop hears of it, one later: what a step left
-on its device is read when the next has been taken, so that none waits. The others' rules are counted likewise, though
-most of them wait. "false": alarms that start on healthy steps, with a 95 % interval for each 10,000 as if they were
-independent, and their number; flags of a rule less than 10 steps apart are one alarm. "open": healthy steps on which an
-alarm is open, or a rule would act.
+the run (full) or the recovery (micro). "delay": median and 90 % quantile, over full divergences, of alarm less onset;
+the onset is the first step that starts with damaged weights, so -1 is the very step that damaged them. "early":
+alarmed before the step that starts with a point of AUC lost; where a fault damages the model itself that cannot be;
+"seen" counts the step that the alarm tells of, "delivered" the step at which a training loop hears of it, one later:
+what a step left on its device is read when the next has been taken, so that none waits. The others' rules are counted
+likewise, though most of them wait. "false": alarms that start on healthy steps, with a 95 % interval for each 10,000
+as if they were independent, and their number; flags of a rule less than 10 steps apart are one alarm. "open": healthy
+steps on which an alarm is open, or a rule would act.
 """
 
 import argparse
