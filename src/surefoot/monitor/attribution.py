@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surefoot.models.layers import embedding_tables
 from surefoot.optim.groups import named_parameters
+from surefoot.optim.sparse import by_row
 
 T = TypeVar("T")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -169,8 +170,8 @@ def _by_column(x: Tensor, grad: Tensor) -> _Part:
 
 def _by_row(table: Tensor, grad: Tensor) -> _Part:
     """Return the parts of the rows of a table that a gradient touches."""
+    grad = by_row(grad)
     if grad.is_sparse:
-        grad = grad.coalesce()
         rows, values = grad.indices()[0], grad.values()
     else:
         rows = grad.flatten(1).abs().sum(1).nonzero()[:, 0]

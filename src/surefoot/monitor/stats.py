@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surefoot.optim.sparse import by_row
 from surefoot.rules import (
     AdaptiveGradientClip,
     Clippy,
@@ -73,9 +74,9 @@ def touched(weight: Tensor, grad: Tensor, *beside: Tensor) -> tuple[Tensor, ...]
 
     Duplicates in the gradient are summed. Dense gradients leave everything as it is.
     """
+    grad = by_row(grad)
     if not grad.is_sparse:
         return weight, grad, *beside
-    grad = grad.coalesce()
     rows = tuple(grad.indices())
     return weight[rows], grad.values(), *(x[rows] for x in beside)
 

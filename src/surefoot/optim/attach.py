@@ -13,6 +13,7 @@ from surefoot.optim.classical import clip_gradients as clip_gradients
 from surefoot.optim.hooks import Around, Flag, Part, around, but_not, held, parts_of
 from surefoot.optim.moves import Before, Move, apply, factors, move_of
 from surefoot.optim.nonfinite import NonFinite, Skips, not_finite
+from surefoot.optim.sparse import by_row
 from surefoot.optim.wrappers import unwrapped
 from surefoot.rules import Clippy, Rule, checked
 
@@ -209,11 +210,12 @@ class ClipHandle(Part):
     def _remember(self, has_closure: bool) -> None:
         """Copy the covered weights, those without a gradient too: a closure may make one later."""
         targets: list[Tensor] = []
-        by_row = not has_closure and isinstance(self._optimizer, _MOVE_TOUCHED_ROWS)
+        rows_alone = not has_closure and isinstance(self._optimizer, _MOVE_TOUCHED_ROWS)
         for param, group in self._covered():
             self._check(param, group)
-            if by_row and param.grad is not None and param.grad.is_sparse:
-                rows = tuple(param.grad.coalesce().indices())
+            grad = by_row(param.grad) if rows_alone and param.grad is not None else None
+            if grad is not None and grad.is_sparse:
+                rows = tuple(grad.indices())
                 self._before[param] = Before(param[rows], rows)
                 continue
             buffer = self._buffers.get(param)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surefoot.optim.moves import Before, Move, factors, move_of
 from surefoot.optim.nonfinite import any_of, not_finite
+from surefoot.optim.sparse import at_its_places, by_row
 from surefoot.rules import Rule, Scope, broadcast, checked
 
 
@@ -50,18 +51,26 @@ def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
     for param in params:
         if param.grad is None:
             continue
-        before, grad = Before(param), param.grad
+        if param.grad.is_sparse:
+            param.grad = param.grad.coalesce()
+        before, grad = Before(param), by_row(param.grad)
         if grad.is_sparse:
-            param.grad = grad = grad.coalesce()
             rows = tuple(grad.indices())
-            before, grad = Before(param[rows], rows), grad.values()
-        moves.append(move_of(param, before, param.grad, rule, 1.0))
-        grads.append(grad)
+            before = Before(param[rows], rows)
+        moves.append(move_of(param, before, grad, rule, 1.0))
+        grads.append(param.grad)
     bad = not_finite(grads)
     if rule.scope is Scope.MODEL and bad:
         bad = [any_of(bad).to(flag.device) for flag in bad]
     sigmas = factors(moves)
     for grad, sigma, is_bad in zip(grads, sigmas, bad, strict=True):
-        scale = broadcast(torch.where(is_bad, 1.0, sigma), grad)  # times 1 changes no number, not even NaN
-        grad.mul_(scale)
+        scale = torch.where(is_bad, 1.0, sigma)  # times 1 changes no number, not even NaN
+        if not grad.is_sparse:
+            grad.mul_(broadcast(scale, grad))
+        elif not scale.ndim:
+            grad.values().mul_(scale)
+        else:
+            shape = (len(scale), *grad.shape[1:])  # of the touched rows
+            scale = scale.reshape(scale.shape + (1,) * (grad.ndim - scale.ndim)).expand(shape)
+            grad.values().mul_(at_its_places(scale, grad))
     return {move.param: sigma for move, sigma in zip(moves, sigmas, strict=True)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from surefoot.optim.sparse import by_row
 from surefoot.rules import Reduce, Rule, Scope, wide
 
 _TILE = 1 << 21  # numbers: the best of 2^14 to 2^24 on two cores; below, waking threads costs more than the cache saves
@@ -95,6 +96,7 @@ def moves(items: Sequence[Item]) -> list[Move]:
     found: list[Move] = []
     small: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
+        item = item._replace(grad=by_row(item.grad))
         if item.grad.is_sparse:
             found.append(_Rows(item))
         elif _gathers(item):
@@ -162,10 +164,10 @@ class _Whole(Move):
 
 
 class _Rows(Move):
-    """The touched rows of one parameter with a sparse gradient; duplicates are summed first."""
+    """The touched rows of one parameter, whose gradient is as ``by_row`` returns it."""
 
     def __init__(self, item: Item) -> None:
-        grad = item.grad.coalesce()
+        grad = item.grad
         self.rows = grad.indices()[0]
         self.weight, self.total = item.param.index_select(0, self.rows), item.total.index_select(0, self.rows)
         super().__init__([item._replace(grad=grad.values())])

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from surefoot.optim.nonfinite import readable
+from surefoot.optim.sparse import by_row
 from surefoot.rules import Rule, Scope, broadcast, wide
 
 Rows = tuple[Tensor, ...]
-"""Indices of the leading dimensions, as ``indices()`` of a coalesced sparse gradient has them."""
+"""Indices of the leading dimensions, as ``indices()`` of a gradient ``by_row`` has them."""
 
 _PIECE = 1 << 16  # elements; a piece stays in a core's cache between the passes over it
 
@@ -48,8 +49,8 @@ def move_of(
     else:
         lr = lr or 1.0
     old, new, touched = before.weight, param, None
+    grad = by_row(grad)
     if grad.is_sparse:
-        grad = grad.coalesce()
         touched = before.rows or tuple(grad.indices())
         old, new, grad = old if before.rows else old[touched], new[touched], grad.values()
     parts = []
