@@ -21,6 +21,11 @@ LOOSE = Clippy(0.5, 1.0)  # |r| is at most 1 where the accumulator leads, so tha
 TIGHT = Clippy(0.5, 1e-3)
 Shapes = Sequence[tuple[int, ...]]
 
+# In units in the last place: the most that roundings can add up to, by the argument in kernel.py; on every processor.
+UNCLIPPED = 6.0
+STEPPED_BACK = 6.0
+CLIPPED = 14.0
+
 
 @pytest.fixture
 def compiled() -> None:
@@ -115,15 +120,58 @@ FORMS: dict[str, dict[str, Any]] = {
 @over("options", {name: options for name, options in FORMS.items() if "lr" not in options})
 @over("rule", [NoClip(), LOOSE])
 @pytest.mark.usefixtures("compiled")
-def test_unclipped_it_is_the_eager_path_within_two_units(rule: Rule, options: dict[str, Any]) -> None:
-    assert drift(rule, **options) <= 2.0
+def test_unclipped_it_is_the_eager_path_within_six_units(rule: Rule, options: dict[str, Any]) -> None:
+    """A root one unit away is at most 2 units of r, twice as many of the step; two roundings more of each path.
+
+    How many of them there are is for the processor to say: torch takes roots by MKL, which is not exact on each, and
+    rounds a product and a sum together where there is an instruction for it.
+    """
+    assert drift(rule, **options) <= UNCLIPPED
 
 
 @over("options", {name: options for name, options in FORMS.items() if "lr" not in options})
 @pytest.mark.usefixtures("compiled")
 def test_clipped_it_keeps_the_documented_bound(options: dict[str, Any]) -> None:
-    """Two units of the larger of |w| and the rate for stepping back, one for the root."""
-    assert drift(TIGHT, least=LR, **options) <= 3.0
+    """4 units of roundings here, 2.5 there; r may differ by 4 and sigma by 10, of a move of half the size at most."""
+    assert drift(TIGHT, least=LR, **options) <= CLIPPED
+
+
+def by_both_ways(
+    weights: list[Tensor], grads: list[Tensor], sums: list[Tensor], **options: float
+) -> tuple[float, Tensor]:
+    """Return how far stepping back is from measuring first, in units of the larger of |w| and the rate; and sigma."""
+    found, ratios = [], torch.empty(0)
+    for optimistic in (True, False):
+        stepped = [w.clone() for w in weights]
+        more = {"eps": 0.0, "decay": 1.0, "maximize": False, "optimistic": optimistic}
+        ratios = kernel.clippy_adagrad(stepped, grads, [s.clone() for s in sums], **options, **more)
+        found.append(torch.stack(stepped))
+    return units(*found, torch.stack(weights).abs().clamp(min=options["lr"])), ratios
+
+
+@pytest.mark.usefixtures("compiled")
+def test_stepping_back_is_measuring_first_within_six_units() -> None:
+    """Wide: rates over 2^10, weights over 2^6 around the rate, gradients over 10^2, bounds over 10^3."""
+    worst = 0.0
+    for relative in (0.0, 0.1, 0.5, 1.0):
+        for _ in range(4):
+            lr = 2.0 ** (10 * torch.rand(()).item() - 8)
+            weights = [lr * torch.randn(64) * 2 ** (6 * torch.rand(64) - 3) for _ in range(500)]
+            grads = [torch.randn(64) * 10 ** (2 * torch.rand(64) - 1) for _ in range(500)]
+            sums = [torch.rand(64) ** 4 for _ in range(500)]
+            absolute = lr * 10 ** (-3 * torch.rand(()).item())
+            far, ratios = by_both_ways(weights, grads, sums, lr=lr, relative=relative, absolute=absolute)
+            assert (ratios < 1).any()
+            worst = max(worst, far)
+    assert 2.0 < worst <= STEPPED_BACK  # above 2: the search goes where the roundings add up
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_step_back_that_is_three_units_away() -> None:
+    w, g, total = (torch.tensor([x]) for x in (-0.29982683062553406, 0.2652425467967987, 0.1))
+    far, ratios = by_both_ways([w], [g], [total], lr=0.41336149, relative=0.0, absolute=0.05)
+    assert ratios < 1
+    assert 2.0 < far <= STEPPED_BACK
 
 
 @over("scale", [1.0, 1e-6, 1e-12, 1e-20])

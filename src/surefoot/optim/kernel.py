@@ -1,9 +1,15 @@
 """Adagrad with Clippy on the CPU in one pass over memory: compiled on first use by the machine's own C++ compiler.
 
-The kernel rounds as the eager path does, but for torch's vectorised square root, which may be one unit in the last
-place away. A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update; since |r| <= 1 when
-the accumulator leads, that adds an error of at most two units in the last place of the larger of |w| and the rate.
-Where Clippy's absolute bound is below a thousandth of the rate that could be seen, and the kernel measures first.
+The kernel rounds each operation once. torch's own operations, which are the eager path, may take a square root that is
+one unit in the last place (ulp) away, and round a product and a sum together, as the processor has it. Unclipped
+weights of the two paths therefore differ by at most 6 ulp of the largest of |w| before, |w| after, and the step.
+
+A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update. Beside measuring first, that
+differs by at most 6 ulp of M, the larger of |w| and the rate. Since |r| <= 1 when the accumulator leads, everything
+between lies below 2 M, and the roundings are at most 4 ulp of M (the step 1/2, w less the step 1, sigma - 1, its
+product with r and that with the rate 1/2 each, the result 1), and 2 of measuring first (the products 1/2 each, the
+result 1). A search over 5 million weights has found 4. Where Clippy's absolute bound is below a thousandth of the rate
+that could be seen, and the kernel measures first.
 """
 
 import ctypes
