@@ -383,6 +383,22 @@ def test_a_loss_that_blows_up_step_by_step_is_not_news_at_each():
     assert len(alarms) == 1
 
 
+def test_a_window_that_fills_with_bad_rows_is_one_alarm():
+    """Its AUC falls from look to look, since a quarter of its rows are new at each."""
+    fall = {HEALTHY: 0.69, HEALTHY + 8: 0.63, HEALTHY + 16: 0.57, HEALTHY + 24: 0.5}
+    story = [looked(step, auc=fall.get(step, 0.5)) for step in range(HEALTHY, HEALTHY + 56)]
+    _, alarms = run([*map(looked, range(HEALTHY)), *story])
+    assert len(alarms) == 1
+
+
+def test_a_second_spike_of_the_same_signal_is_told_if_it_is_much_larger():
+    for second, told in ((1.7, 1), (12.0, 2)):
+        spikes = {HEALTHY: 1.7, HEALTHY + 20: second}
+        story = [looked(step, loss=spikes.get(step, 1.0), norm=100.0) for step in range(HEALTHY, HEALTHY + 30)]
+        _, alarms = run([*map(looked, range(HEALTHY)), *story])
+        assert len(alarms) == told
+
+
 # An AUC is judged by its recent best.
 
 
@@ -397,6 +413,11 @@ def test_a_fall_of_the_auc_while_it_is_still_learnt_is_seen():
     _, alarms = run([*learning, *(looked(step, auc=auc_at(step) - 0.06) for step in range(320, 336))])
     assert [(alarm.step, alarm.signal) for alarm in alarms] == [(320, "auc")]
     assert "fell from 0.82 to 0.76" in alarms[0].reason
+
+
+def test_an_auc_of_a_half_has_nothing_to_lose():
+    story = [looked(step, auc=0.5 if step < HEALTHY else 0.4) for step in range(HEALTHY + 40)]
+    assert run(story)[1] == []
 
 
 def test_the_auc_of_few_positives_may_move_by_chance():

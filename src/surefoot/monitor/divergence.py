@@ -209,12 +209,12 @@ class Detector:
         findings = [*self._panel.read(step, signals), *self._roads_of(step, signals)]
         if self._open is None:
             if findings:
-                return self._start(step, findings)
+                return self._start(step, findings, signals)
             self._panel.accept()
             return None
-        news = self._open.news(step, findings)
+        news = self._open.news(step, findings, signals)
         if news:
-            return self._start(step, news)
+            return self._start(step, news, signals)
         on_road = all(road.on_road for road in self._roads.values())
         if findings or not on_road:
             self._open.disturb()
@@ -226,7 +226,7 @@ class Detector:
             self._panel.forget()
         return None
 
-    def _start(self, step: int, findings: list[Finding]) -> Alarm:
+    def _start(self, step: int, findings: list[Finding], signals: Signals) -> Alarm:
         """Start an alarm, named by the most telling finding; of several layers the one furthest out is where."""
         findings.sort(key=lambda finding: (SIGNALS.index(finding.signal), -finding.excess))
         first = findings[0]
@@ -236,7 +236,7 @@ class Detector:
         alarm = Alarm(step, task, layer, first.signal, first.reason)
         if self._open is None:
             self._open = Episode([alarm], first.name, self.window)
-            self._open.news(step, findings)
+            self._open.news(step, findings, signals)
         else:
             self._open.go_on(alarm, first.name)
         self.alarms.append(alarm)

@@ -1,10 +1,10 @@
 """An alarm that is open: when it is over, and when more is wrong than it has told. The standard library only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from surefoot.monitor.findings import Finding, family, of_window, shows
+from surefoot.monitor.findings import Finding, families, family, of_window, shows
 from surefoot.monitor.signals import Signals
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Episode:
         window: calm steps that end it, and steps after which more is news.
         worst: the largest excess seen, by family of signals.
         rose: the step at which it was.
+        seen: the last step that showed the family.
         calm: steps in a row without a finding.
         shown: those of them that showed the alarm's own signal.
     """
@@ -57,11 +58,12 @@ class Episode:
     window: int
     worst: dict[str, float] = field(default_factory=dict)
     rose: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
     calm: int = 0
     shown: int = 0
 
-    def news(self, step: int, findings: Iterable[Finding]) -> list[Finding]:
-        """Take in the findings of a step; return those that the alarm has not told.
+    def news(self, step: int, findings: Sequence[Finding], signals: Signals) -> list[Finding]:
+        """Take in a step and its findings; return those that the alarm has not told.
 
         In its first ``window`` steps what else is out of bounds belongs to it, unless it is not finite. Later it is
         news if a signal is of a family that was within bounds, if a value is not finite after ``window`` steps of
@@ -70,6 +72,7 @@ class Episode:
         found = [finding for finding in findings if self._is_news(step, finding)]
         for finding in findings:
             self._note(step, finding)
+        self.seen |= dict.fromkeys(families(signals), step)
         return found
 
     def is_over(self, signals: Signals) -> bool:
@@ -105,7 +108,7 @@ class Episode:
         kind = family(finding.signal)
         if kind not in self.worst:
             return kind == "non_finite" or step - self.told[-1].step > self.window
-        if step - self.rose[kind] <= self.window:
+        if step - self.rose[kind] <= self.window or self.rose[kind] == self.seen.get(kind):  # it still rises
             return False
         worst = self.worst[kind]
         return kind == "non_finite" or finding.excess > worst + max(1.0, worst / 2)
@@ -113,6 +116,7 @@ class Episode:
     def _note(self, step: int, finding: Finding) -> None:
         kind = family(finding.signal)
         worst = self.worst.get(kind)
-        if worst is None or kind == "non_finite" or finding.excess > 1.1 * worst:
-            self.worst[kind] = max(finding.excess, worst or 0.0)
+        if worst is None or finding.excess > 1.1 * worst:
+            self.worst[kind], self.rose[kind] = finding.excess, step
+        elif kind == "non_finite":
             self.rose[kind] = step

@@ -102,6 +102,11 @@ def family(signal: str) -> str:
     return _FAMILIES[signal]
 
 
+def families(signals: Signals) -> set[str]:
+    """Return the families that a step shows."""
+    return {family(watch.signal) for watch in _WATCHES if getattr(signals, watch.field)} | {"non_finite"}
+
+
 def of_window(signal: str) -> bool:
     """Whether a signal is a score over a window of rows, which is shown every few steps."""
     return signal in _OF_WINDOW
@@ -213,9 +218,10 @@ class Panel:
             bound = self._deviations * max(_AUC.floor, chance)
             before = self._ranked.get(task, (0.5, 0.5))[0]
             self._ranked[task] = (max(before, best) if best - bound > 0.5 else before, value)
-            if best - value > bound:
+            lost = best - max(value, 0.5)  # below one half there is nothing to lose
+            if lost > bound:
                 reason = f"{_AUC.words.format(task)} from {best:.3g} to {value:.3g}"
-                yield Finding(_AUC.signal, task, False, (best - value) / bound, reason)
+                yield Finding(_AUC.signal, task, False, lost / bound, reason)
 
     def _judge(self, watch: _Watch, values: Mapping[str, float]) -> Iterator[Finding]:
         """Judge the values of one kind, each by its own level; keep the finite ones as readings."""
