@@ -27,7 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("data.schema",),  # batches, tasks: what models, metrics and logs have in common
     ("rules",),
-    ("checks", "files", "outcomes", "settings"),
+    ("checks", "outcomes", "settings"),
+    ("files",),
     ("errors",),
 )
 ONLY: dict[str, set[str]] = {  # tighter than the floor

@@ -1,7 +1,10 @@
 """The command line."""
 
+import io
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +14,7 @@ from rich.table import Table
 
 from surefoot import cli_data
 from surefoot.errors import InputError
-from surefoot.terminal import console, interruptible, plain_table, refuse_full, say
+from surefoot.terminal import console, interruptible, outside, plain_table, refuse_full, say
 
 if TYPE_CHECKING:
     from surefoot.study.replay_tables import Table as ReplayTable
@@ -47,7 +50,7 @@ def study(
     config = with_changes(load_study(study), source=data, models=model, select_by=select_by)
     notice = load_log(config.data).notice
     if notice:
-        console.print(notice, style="dim", highlight=False)
+        console.print(notice, style="dim")
     with interruptible("the same command goes on from the finished trials"), _progress() as progress:
         bar = progress.add_task("", total=0)
         results = run_study(
@@ -77,7 +80,7 @@ def train(
     refuse_full(out)
     log = load_log(run.data)
     if log.notice:
-        console.print(log.notice, style="dim", highlight=False)
+        console.print(log.notice, style="dim")
     with interruptible("nothing was written"), _progress() as progress:
         bar = progress.add_task("training", total=total_steps(run))
         result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
@@ -114,7 +117,7 @@ def replay(
     with interruptible("nothing was written"), console.status("replaying"):
         found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch, data=data)
     for part in tables.page(found):
-        console.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True, highlight=False)
+        console.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "replay.json").write_text(json.dumps(tables.document(found), allow_nan=False))
@@ -122,7 +125,7 @@ def replay(
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
 
 
@@ -137,7 +140,7 @@ def _print_tables(results: "Study") -> None:
     chosen = {method.name: method for method in summary.methods}
     for model in dict.fromkeys(line.model for line in lines):
         if model in summary.models:
-            table.add_row(f"[bold]{model}[/]")
+            table.add_row(model, style="bold")
         for line in (line for line in lines if line.model == model):
             method = chosen.get(line.method)
             rate = (
@@ -187,15 +190,34 @@ def _as_rich(table: "ReplayTable") -> Table:
     shown = plain_table(table.title, *table.heads)
     for rows in table.sections:
         for row in rows:
-            shown.add_row(*row)
+            shown.add_row(*row, style="bold" if len(row) > 1 and not any(row[1:]) else None)  # a head
         shown.add_section()
     return shown
 
 
 def main() -> None:
-    """Run the command line: wrong input is one sentence on stderr and exit code 2, an interruption 130."""
+    """Run the command line: what is wrong outside is one sentence on stderr and exit code 2, an interruption 130."""
+    warnings.showwarning = lambda message, *where: say(f"warning: {message}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter that a name has
     try:
         app()
     except InputError as error:
         say(str(error))
         sys.exit(2)
+    except Exception as error:
+        if (sentence := outside(error)) is None:
+            raise  # a mistake of ours
+        say(sentence)
+        sys.exit(2)
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Write what is left; on a full disk let it go, of which Python would tell once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -72,7 +72,7 @@ def prepare(
         refuse_full(out)
         log = import_module(f"surefoot.data.sources.{source}").load()
         write(log, out)
-        console.print(log.notice, style="dim", highlight=False)
+        console.print(log.notice, style="dim")
         console.print(
             f"{out}: {log.starts[-1]:,} rows, {len(log.days)} days, {log.days[0]} to {log.days[-1]}.", soft_wrap=True
         )
@@ -81,7 +81,7 @@ def prepare(
         raise InputError(f"path is missing; expected the folder of the {source} files")
     found = _source(source, path, schema)
     if found.description.notice:
-        console.print(found.description.notice, style="dim", highlight=False)
+        console.print(found.description.notice, style="dim")
     _show_notes(found)
     with interruptible("the same command goes on from there"), _progress() as progress:
         bar = progress.add_task("", total=1.0)
@@ -116,7 +116,7 @@ def _source(name: str, path: str, schema: Path | None) -> "Source":
 
 def _show_notes(source: "Source") -> None:
     for note in source.notes:
-        console.print(f"Look at this: {note}.", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Look at this: {note}.", soft_wrap=True)
 
 
 def _described(description: "Description", files: tuple[str, ...]) -> "Source":
@@ -140,18 +140,16 @@ def _suggested(name: str, files: tuple[str, ...], to: Path | None) -> "Descripti
         to.write_text(found.toml, encoding="utf-8")
         console.print(f"Suggested schema: {to}. Read it before you prepare with it.", soft_wrap=True)
     else:
-        console.print("Suggested schema (--suggest FILE writes it):\n", highlight=False)
-        console.print(found.toml, highlight=False, markup=False, soft_wrap=True)
+        console.print("Suggested schema (--suggest FILE writes it):\n")
+        console.print(found.toml, soft_wrap=True)
     if not found.guessed:
-        console.print(
-            "No column looks like a label: name one in the schema, then check with --schema.", highlight=False
-        )
+        console.print("No column looks like a label: name one in the schema, then check with --schema.")
         return None
     return settings.parse(Description, tomllib.loads(found.toml), "the suggested schema")
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
 
 
@@ -181,8 +179,8 @@ def _show_profile(seen: "Profile") -> None:
         console.print(means)
     _show_rejected(seen.rejected, seen.first_rejected)
     for warning in seen.warnings:
-        console.print(f"Look at this: {warning}.", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{seen.rows:,} rows on {len(seen.days)} days can be used.", highlight=False)
+        console.print(f"Look at this: {warning}.", soft_wrap=True)
+    console.print(f"{seen.rows:,} rows on {len(seen.days)} days can be used.")
 
 
 def _that_fit(labels: list[str], width: int) -> list[list[str]]:
@@ -203,17 +201,13 @@ def _show_report(report: "Report", to: Path) -> None:
     _show_rejected(report.rejected, report.first_rejected)
     if report.counts:
         told = ", ".join(f"{name} {count:,}" for name, count in report.counts.items())
-        console.print(
-            f"Values missing (0 after all else) or cut to the width: {told}.", highlight=False, soft_wrap=True
-        )
+        console.print(f"Values missing (0 after all else) or cut to the width: {told}.", soft_wrap=True)
     if report.beside:
         console.print(f"{report.beside:,} rows of side tables were left out, named in {to}/rejected.", soft_wrap=True)
     for file in report.empty:
-        console.print(f"{file} has no rows.", highlight=False, soft_wrap=True)
+        console.print(f"{file} has no rows.", soft_wrap=True)
     if report.pseudo_days:
-        console.print(
-            "The days are pseudo-days: the log has no time, a day is so many rows in its order.", highlight=False
-        )
+        console.print("The days are pseudo-days: the log has no time, a day is so many rows in its order.")
     days = list(report.days)
     rejected = sum(report.rejected.values())
     console.print(
@@ -232,4 +226,4 @@ def _show_rejected(rejected: dict[str, int], first: list[str]) -> None:
         table.add_row(reason, f"{count:,}")
     console.print(table)
     for text in first[:10]:
-        console.print(f"For example: {text}.", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"For example: {text}.", soft_wrap=True)

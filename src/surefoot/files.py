@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all, and the checksums that tell whether one has changed since."""
+"""Files that appear whole or not at all, the checksums that tell whether one has changed, and what text in one says."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import stat
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from surefoot.errors import InputError
 
@@ -89,6 +93,66 @@ def read_checked(path: Path, folder: Path, sums: dict[str, str]) -> bytes:
             "expected the file as it was written"
         )
     return content
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes; to open a pipe in a folder from somebody else would be to wait for ever.
+
+    Raises:
+        InputError: if it is a pipe, a device or a folder.
+        OSError: if it cannot be opened or read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is a folder, a pipe or a device; expected a file")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def parse_json(content: bytes | str, origin: object) -> dict[str, Any]:
+    """Return the table that JSON says.
+
+    Args:
+        content: the text, UTF-8.
+        origin: where it came from, for the message.
+
+    Raises:
+        InputError: if it is no JSON, or says something else than a table.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not JSON: {_reason(error)}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{origin} holds {_kind(found)}; expected a table with names")
+    return found
+
+
+def parse_toml(content: bytes | str, origin: object) -> dict[str, Any]:
+    """Return the table that TOML says.
+
+    Args:
+        content: the text, UTF-8, with or without a byte order mark.
+        origin: where it came from, for the message.
+
+    Raises:
+        InputError: if it is no TOML.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not TOML: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "text", type(None): "nothing"}.get(type(value), "a number")
 
 
 def _digest(content: bytes) -> str:

@@ -1,7 +1,6 @@
 """Configurations out of TOML, and the sentences that say what is wrong with one."""
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from surefoot.errors import InputError
+from surefoot.files import parse_toml
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -21,17 +21,13 @@ def load(kind: type[T], path: Path) -> T:
         InputError: naming the file and what is wrong in it.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a TOML file") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; expected a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    except RecursionError:
-        raise InputError(
-            f"{path} is not TOML: it is nested too deeply; expected tables as a run or a study has"
-        ) from None
+    except (OSError, ValueError) as error:  # a name with NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}; expected a TOML file") from None
+    table = parse_toml(content, path)
     return parse(kind, table, str(path))
 
 
@@ -46,6 +42,9 @@ def parse(kind: type[T], table: Mapping[str, Any], origin: str) -> T:
     Raises:
         InputError: one sentence on the first thing wrong.
     """
+    for key, value in _whole_numbers(table):
+        if not -(1 << 63) <= value < 1 << 63:
+            raise InputError(f"{origin}: {key} is {_short(value)}; expected a whole number of at most 64 bits")
     try:
         return kind.model_validate(table)
     except ValidationError as error:
@@ -72,7 +71,27 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "literal_error":
         known = [word.strip(" '") for word in first.get("ctx", {})["expected"].replace(" or ", ",").split(",")]
         return choice(key, first["input"], known)
-    return f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{key} is {_short(first['input'])}; {message[0].lower()}{message[1:]}"
+
+
+def _short(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return f"a number of {value.bit_length()} bits"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _whole_numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers of a table, with their keys."""
+    if isinstance(value, int):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _whole_numbers(each, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for i, each in enumerate(value):
+            yield from _whole_numbers(each, f"{key}.{i}")
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -105,6 +124,6 @@ def one_of(key: str, value: str, known: list[str]) -> None:
 
 def choice(key: str, value: Any, known: list[str]) -> str:
     """Return the sentence about a value that is not among the known ones."""
-    closest = get_close_matches(str(value), known, 1, 0.0)
+    closest = get_close_matches(str(value)[:80], known, 1, 0.0)
     hint = f" (closest: {closest[0]})" if closest else ""
-    return f"{key} is {value!r}; expected one of {', '.join(known) or 'none'}{hint}"
+    return f"{key} is {_short(value)}; expected one of {', '.join(known) or 'none'}{hint}"

@@ -1,21 +1,54 @@
 """What the commands share: where they print, how tables look, what an interruption and wrong input say."""
 
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from surefoot.errors import InputError
 
 INTERRUPTED = 130
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")  # as torch tells of it
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")  # as torch tells of it
 
-console = Console()
+# Control characters but for line ends and tabs, marks that turn the direction of text, and halves of characters.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Return text as a terminal may show it: what would move its cursor, colour it or turn it around is spelt out.
+
+    >>> print(visible("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Terminal(Console):
+    """Prints names and values out of files as they are: no control character passes, and no markup is obeyed."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().render_str(visible(text), **options)  # before it is laid out
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):  # whatever was not a str before
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+console = _Terminal()
 
 
 def plain_table(title: str, *heads: str) -> Table:
@@ -69,4 +102,21 @@ def refuse_full(out: Path) -> None:
 def say(sentence: str) -> None:
     """Print a sentence to stderr; the terminal may be gone."""
     with suppress(OSError):
-        Console(stderr=True).print(f"surefoot: {sentence}", soft_wrap=True, highlight=False, markup=False)
+        _Terminal(stderr=True).print(f"surefoot: {' '.join(sentence.splitlines())}", soft_wrap=True)
+
+
+def outside(error: Exception) -> str | None:
+    """Return the sentence about an error whose cause is the machine, not the program: its disk, its memory; else None.
+
+    The last net: whoever knows more about what was being done says it before.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        what = " and ".join(named) or "what is read or written"
+        return f"{what} cannot be used: {error.strerror or text or type(error).__name__}"
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return f"this machine has not enough memory: {text or 'none is left'}; expected a smaller model, batch or log"
+    if "(os error " in text:  # as polars tells of a disk
+        return f"what is read or written cannot be used: {text}"
+    return None

@@ -195,7 +195,7 @@ def as_double(table: pa.Table) -> pa.Table:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "FOLDER has no prepared.json; expected a folder that 'surefoot data prepare' has"),
     "not finished": (lambda folder: (folder / "prepared.json").unlink(), "FOLDER has no prepared.json; expected"),
-    "not JSON": (lambda folder: (folder / "prepared.json").write_text("{"), "prepared.json cannot be read .*expected"),
+    "not JSON": (lambda folder: (folder / "prepared.json").write_text("{"), "prepared.json is not JSON: Expecting"),
     "another version": (lambda folder: change_manifest(folder, version=2), "is of version 2; expected 1"),
     "no days": (lambda folder: change_manifest(folder, days=[]), "has no days; expected at least one"),
     "no schema": (lambda folder: change_manifest(folder, schema={}), "lacks or misstates 'categorical'; expected"),

@@ -445,7 +445,7 @@ def test_what_is_no_capsule(tmp_path: Path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "capsule.json").write_text("[1]")
+    (tmp_path / "other" / "capsule.json").write_text("{}")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "capsule.json").write_text('{"format": "sure')
     for name, words in {
@@ -453,7 +453,7 @@ def test_what_is_no_capsule(tmp_path: Path):
         "file": "is a file; expected a capsule's folder",
         "empty": "has no capsule.json; expected a capsule's folder",
         "other": "has the format None; expected 'surefoot capsule 1'",
-        "cut": "capsule.json is damaged: Unterminated string",
+        "cut": "capsule.json is not JSON: Unterminated string",
     }.items():
         with pytest.raises(InputError, match=words):
             capsule_files.read(tmp_path / name)

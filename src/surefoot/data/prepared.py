@@ -23,10 +23,12 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
+from surefoot import checks
 from surefoot.data.dayfile import GROUP, ROW_GROUP, DayFile, StoredDay, columns_of, empty, fill
-from surefoot.data.places import locate
+from surefoot.data.places import locate, told
 from surefoot.data.schema import Batch, Categorical, Log, Schema, Task, TaskKind, repartitioned
 from surefoot.errors import InputError
+from surefoot.files import parse_json
 
 MANIFEST = "prepared.json"
 _VERSION = 1
@@ -141,7 +143,8 @@ class PreparedLog:
         manifest = _manifest(filesystem, root, str(folder))
         try:
             schema, row_group, name = _schema(manifest["schema"]), manifest["row_group"], manifest["name"]
-            days = {day["day"]: day["rows"] for day in manifest["days"]}
+            days = {str(day["day"]): int(day["rows"]) for day in manifest["days"]}
+            checks.positive("row_group", row_group)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}/{MANIFEST} lacks or misstates {error}; expected it as prepared") from None
         if not days:
@@ -298,15 +301,15 @@ class PreparedLog:
 
 def _manifest(filesystem: fs.FileSystem, root: str, folder: str) -> dict[str, Any]:
     """Read a prepared folder's manifest."""
-    try:
-        with filesystem.open_input_stream(f"{root}/{MANIFEST}") as file:
-            manifest = json.loads(file.read())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} has no {MANIFEST}; expected a folder that 'surefoot data prepare' has finished"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{folder}/{MANIFEST} cannot be read ({error}); expected JSON") from None
+    path = f"{root}/{MANIFEST}"
+    with told(f"{folder}/{MANIFEST}"):
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise InputError(f"{folder} has no {MANIFEST}; expected a folder that 'surefoot data prepare' has finished")
+        if info.type != fs.FileType.File:  # to open a pipe would be to wait for ever
+            raise InputError(f"{folder}/{MANIFEST} is a folder, a pipe or a device; expected a file")
+        with filesystem.open_input_stream(path) as file:
+            manifest = parse_json(file.read(), f"{folder}/{MANIFEST}")
     if (version := manifest.get("version")) != _VERSION:
         raise InputError(f"{folder}/{MANIFEST} is of version {version}; expected {_VERSION}: prepare the log again")
     return manifest

@@ -13,6 +13,7 @@ from surefoot.data.places import locate, natural
 from surefoot.data.prepared import MANIFEST
 from surefoot.data.reader import Rejections, sentence
 from surefoot.errors import InputError
+from surefoot.files import open_regular, parse_json
 
 STATE = "state.json"
 FILE = "__file__"  # the number of the one that a row is from
@@ -50,7 +51,10 @@ class Before:
             raise InputError(
                 f"{out} was prepared with another schema than this one; expected the same to add days, or a new folder"
             )
-        return cls(out, manifest)
+        try:
+            return cls(out, manifest)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{out / MANIFEST} lacks or misstates {error}; expected it as prepared") from None
 
     def new(self, files: Iterable[str]) -> list[str]:
         """Return the files that are not in the folder.
@@ -163,9 +167,11 @@ def partial(out: Path) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """Return what a file of ours says; nothing if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        with open_regular(path) as file:
+            return parse_json(file.read(), path)
+    except InputError:
         return {}
 
 

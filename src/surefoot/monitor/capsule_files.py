@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.errors import InputError
+from surefoot.files import open_regular, parse_json
 from surefoot.monitor.snapshot import Plain, size_of
 
 FORMAT = "surefoot capsule 1"
+MOST_THREADS = 1024
+_PRECISIONS = ("highest", "high", "medium")
 _JSON, _CONFIG, _DRAFT = "capsule.json", "config.toml", ".draft"
 
 
@@ -99,16 +102,20 @@ class Capsule:
         Raises:
             InputError: if a file is damaged.
         """
-        inputs = [item for start in self.snapshots for item in _load(self.folder / f"steps-{start:08d}.pt")]
         found = []
         try:
+            inputs = [item for start in self.snapshots for item in _load(self.folder / f"steps-{start:08d}.pt")]
             for item, seen in zip(inputs, self._record["steps"], strict=True):
                 losses, norms = (_by_name(self._record[kind], seen[kind]) for kind in ("losses", "norms"))
                 found.append(
                     StepRecord(**item, losses=losses, norms=norms, observed=seen["observed"], note=seen["note"])
                 )
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder} holds steps that are none: {error}; expected a capsule's") from None
+        if [each.step for each in found] != [each["step"] for each in self._record["steps"]]:
+            raise InputError(f"{self.folder / _JSON} has other steps than the files beside it; expected the same")
         return tuple(found)
 
     @property
@@ -123,7 +130,11 @@ class Capsule:
         Raises:
             InputError: if the file is damaged.
         """
-        return _load(self.folder / f"state-{step:08d}.pt")
+        path = self.folder / f"state-{step:08d}.pt"
+        state = _load(path)
+        if not (isinstance(state, dict) and {"model", "optimizers", "others"} <= state.keys()):
+            raise InputError(f"{path} holds no state of a training; expected what Ring.write has written")
+        return state
 
 
 def read(folder: Path) -> Capsule:
@@ -137,31 +148,66 @@ def read(folder: Path) -> Capsule:
             f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected a capsule's folder"
         )
     try:
-        document = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+        document = parse_json(_bytes(folder / _JSON), folder / _JSON)
     except FileNotFoundError:
         raise InputError(f"{folder} has no {_JSON}; expected a capsule's folder") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder / _JSON} is damaged: {error}") from None
-    kind = document.get("format") if isinstance(document, dict) else None
-    if kind != FORMAT:
+    except OSError as error:
+        raise InputError(f"{folder / _JSON} cannot be read: {error.strerror}; expected a capsule's") from None
+    if (kind := document.get("format")) != FORMAT:
         raise InputError(f"{folder / _JSON} has the format {kind!r}; expected {FORMAT!r}")
     try:
         for name, (size, checksum) in document["files"].items():
             _verify(folder / Path(name).name, size, checksum)
-        digests = document["digests"]
         return Capsule(
             folder=folder,
-            alarm=document["alarm"],
-            facts=document["facts"],
-            config=(folder / _CONFIG).read_text(encoding="utf-8") if _CONFIG in document["files"] else None,
-            snapshots=tuple(map(int, document["snapshots"])),
-            digests=None if digests is None else dict(digests),
-            _record=document["record"],
+            alarm=_checked_alarm(document["alarm"]),
+            facts=_checked_facts(document["facts"]),
+            config=_bytes(folder / _CONFIG).decode() if _CONFIG in document["files"] else None,
+            snapshots=_checked_snapshots(document["snapshots"], document["files"]),
+            digests=None if document["digests"] is None else dict(document["digests"]),
+            _record=_checked_record(document["record"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / _JSON} is damaged: {type(error).__name__} {error}") from None
+
+
+def _checked_alarm(alarm: Any) -> dict[str, Any] | None:
+    if alarm is not None:
+        int(dict(alarm).get("step", 0))
+    return alarm
+
+
+def _checked_facts(facts: Any) -> dict[str, Any]:
+    """Refuse facts that cannot be put in force: a thread for each of a billion is asked of the system one by one."""
+    if not (isinstance(facts["threads"], int) and 1 <= facts["threads"] <= MOST_THREADS):
+        raise ValueError(f"threads is {facts['threads']!r}; expected 1 to {MOST_THREADS}")
+    if facts["matmul_precision"] not in _PRECISIONS:
+        raise ValueError(f"matmul_precision is {facts['matmul_precision']!r}; expected one of {', '.join(_PRECISIONS)}")
+    if not isinstance(facts["deterministic"], bool):
+        raise ValueError(f"deterministic is {facts['deterministic']!r}; expected true or false")
+    return {**facts, "versions": dict(facts["versions"])}
+
+
+def _checked_snapshots(snapshots: Any, files: Mapping[str, Any]) -> tuple[int, ...]:
+    found = tuple(map(int, snapshots))
+    if not found or list(found) != sorted(set(found)):
+        raise ValueError(f"snapshots is {snapshots!r}; expected the numbers of steps, rising")
+    for name in (f"{kind}-{step:08d}.pt" for step in found for kind in ("state", "steps")):
+        files[name]  # whose size and checksum have been looked at
+    return found
+
+
+def _checked_record(record: Any) -> dict[str, Any]:
+    steps = [int(each["step"]) for each in record["steps"]]
+    if not steps or steps != sorted(set(steps)):
+        raise ValueError("the steps do not rise")
+    for each in record["steps"]:
+        for kind in ("losses", "norms"):
+            _by_name(record[kind], each[kind])
+        dict(each["note"])
+    return record
 
 
 def write(folder: Path, name: str, contents: Contents, max_bytes: int) -> Path | None:
@@ -313,20 +359,30 @@ def _bytes_in(folder: Path) -> int:
 def _verify(path: Path, size: int, checksum: int) -> None:
     try:
         found, total = 0, 0
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while piece := file.read(1 << 20):
                 found, total = zlib.crc32(piece, found), total + len(piece)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected it in this capsule") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a file of this capsule") from None
     if (total, found) != (size, checksum):
         raise InputError(
             f"{path} is damaged: it has {total} bytes with the checksum {found}; expected {size}, {checksum}"
         )
 
 
+def _bytes(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
+
+
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged or foreign file makes torch raise
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
 

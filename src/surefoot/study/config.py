@@ -16,6 +16,7 @@ from surefoot import rules
 from surefoot.data.pools import Draw
 from surefoot.data.prepared import MANIFEST, PreparedLog
 from surefoot.errors import InputError
+from surefoot.monitor.capsule_files import MOST_THREADS
 from surefoot.monitor.ladder import Ladder, RollBack, Slow
 from surefoot.settings import choice, load, one_of, parse, unknown_key
 
@@ -26,7 +27,7 @@ RULES: dict[str, type[rules.Rule]] = dict(
 LOGS = ("completejourney", "synthetic")
 
 
-class _Section(BaseModel, frozen=True, extra="forbid"):
+class _Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     pass
 
 
@@ -90,7 +91,7 @@ class TrainingConfig(_Section, frozen=True):
     initial_accumulator_value: float = Field(default=0.1, ge=0)
     embedding_rate: float = Field(default=0.1, gt=0)
     embedding_initial_accumulator_value: float = Field(default=1e-6, gt=0)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS)
     device: Literal["cpu", "cuda"] = "cpu"
 
 

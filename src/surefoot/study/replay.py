@@ -1,7 +1,6 @@
 """A capsule of a configured run: the training built again from its configuration, under its own rule or another."""
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ from surefoot.data.places import is_url
 from surefoot.data.schema import Batch, Task
 from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
+from surefoot.files import parse_toml
 from surefoot.monitor import capsule_files
 from surefoot.monitor.capsule_files import Capsule, StepRecord
 from surefoot.monitor.throttle import Throttle
@@ -27,6 +27,7 @@ from surefoot.training.replay import Replay, Seen, Training, go_on, replay
 
 WHAT_IF: dict[str, Rule] = {name: kind() for name, kind in RULES.items() if name != "naive"}
 RELATIVE = "relative_loss/"
+_FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)  # a state that fits no such training
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,11 @@ def examine(
     others = [] if rule is None else [rebuild(capsule, rule, ladder_to=capsule.event, data=data)]
     try:
         result = replay(capsule, own.training, what_if=WHAT_IF)
-    except ValueError as error:
-        raise InputError(f"{folder} cannot be replayed: {error}") from None
+    except InputError:
+        raise
+    except _FOREIGN as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise InputError(f"{folder} cannot be replayed: {' '.join(str(reason).split())}") from None
     left = max(0, capsule.event + steps - capsule.steps[-1].step)
     went_on = {
         each.config.rule.name: go_on(capsule, each.training, more=each.more(capsule, left), what_if={})
@@ -141,10 +145,7 @@ def config_of(capsule: Capsule, data: str | None = None) -> RunConfig:
             f"{capsule.folder} has no config.toml, as it is of a loop of your own; expected a capsule of "
             "'surefoot train': replay yours from Python, as docs/replay.md shows"
         )
-    try:
-        table = tomllib.loads(capsule.config)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{capsule.folder}/config.toml is not TOML: {error}") from None
+    table = parse_toml(capsule.config, capsule.folder / "config.toml")
     config = parse(RunConfig, table, f"{capsule.folder}/config.toml")
     if data is not None:
         table = config.model_dump(exclude_none=True)

@@ -24,7 +24,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the heads of the columns, and sections of rows."""
+    """A title, the heads of the columns, and sections of rows; a row that has its first cell alone is a head."""
 
     title: str
     heads: tuple[str, ...]
@@ -77,7 +77,7 @@ def what_if(seen: Sequence[Seen], event: int) -> Table:
             for rule in rules
         }
         rows = [(layer, *(_number(least[rule][layer], 2) for rule in rules)) for layer in layers]
-        return [(f"[bold]{words}[/]", *("" for _ in rules)), *rows]
+        return [(words, *("" for _ in rules)), *rows]
 
     span = f"least of steps {shown[0].step} to {shown[-1].step}"
     title = "what each rule would have left of the unclipped step: sigma"
