@@ -9,9 +9,11 @@ demo: .venv/ready
 	$(BIN)/surefoot study quick --out demo
 
 test: .venv/ready
+	@tests/browser/bring.sh
 	$(BIN)/pytest
 
 test-all: .venv/ready
+	@tests/browser/bring.sh
 	$(BIN)/pytest -m "slow or not slow"
 
 # trainers that nobody here wrote; without their packages `make test` leaves these tests out

@@ -461,7 +461,6 @@ REASONS: dict[tuple[str, str], str] = {
 CELLS: list[Cell] = [
     (name, rule, feature) for name, rule, feature in product(OPTIMIZERS, RULES, FEATURES) if name != "LBFGS"
 ]
-PASSED: set[Cell] = set()
 
 
 def pairs(cell: Cell) -> set[tuple[tuple[int, str], ...]]:
@@ -497,7 +496,6 @@ PAIRWISE = pairwise(cell for cell in CELLS if cell[2] not in SLOW)
 def fill(cell: Cell) -> None:
     name, rule, feature = cell
     FEATURES[feature](OPTIMIZERS[name], RULES[rule])
-    PASSED.add(cell)
 
 
 def test_the_table_holds_every_optimizer_of_torch_and_every_rule() -> None:
@@ -582,13 +580,3 @@ def test_no_number_is_read_on_the_host(subject: Subject, rule: Rule) -> None:
 def test_a_number_read_on_the_host_would_be_seen() -> None:
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.ones((), device=DEVICE).item()
-
-
-# The count
-
-
-def test_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    """Says how much of the table has passed; what has not run counts as not passed."""
-    assert set(CELLS) >= PASSED
-    with capsys.disabled():
-        print(f"\ncontract: {len(PASSED)} of {len(CELLS)} cells passed")
