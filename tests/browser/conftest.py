@@ -1,12 +1,15 @@
 """A report in a real browser."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from selenium import webdriver
 
+from report.conftest import resum
 from report.small_study import FOLDER, run
 from surefoot.report.page import write_report
 
@@ -16,6 +19,24 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(run(tmp_path_factory.getbasetemp() / FOLDER))
+
+
+@pytest.fixture(scope="session")
+def shaky_report(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the same study, had one seed of each final pair diverged: the longest texts that cells can hold."""
+    folder = tmp_path_factory.mktemp("shaky") / "study"
+    shutil.copytree(report.parent, folder)
+    lost = (pl.col("until") == "final") & (pl.col("seed") == 1)
+    rows = pl.read_parquet(folder / "results.parquet")
+    rows = rows.with_columns(pl.when(lost).then(pl.lit("full")).otherwise("verdict").alias("verdict"))
+    rows.write_parquet(folder / "results.parquet")
+    summary = json.loads((folder / "summary.json").read_text())
+    for line in summary["table"]:
+        line |= {key: f"{line[key].split()[0]} (1 of 2 seeds diverged)" for key in ("auc", "rmse")}
+        line |= {"setting": "0.125x, threshold 0.001, at edge", "falls_off": "0.125x 2/3"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    resum(folder)
+    return write_report(folder)
 
 
 @pytest.fixture(scope="session")

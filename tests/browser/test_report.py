@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -89,3 +90,43 @@ def test_nothing_runs_over_the_side_of_a_narrow_window(browser: Chrome, report: 
         for figure in FIGURES:
             place = browser.find_element(By.ID, figure)
             assert place.find_element(By.CSS_SELECTOR, "svg.main-svg").size["width"] <= place.size["width"] + 1, figure
+
+
+CUT_OR_COVERED = """
+const cells = [...document.querySelectorAll("#scores td, #scores th, .tasks td, .tasks th")];
+const seen = cells.filter(cell => cell.offsetParent !== null && cell.textContent.trim());
+const wrong = [];
+for (const cell of seen) {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  const text = range.getBoundingClientRect(), box = cell.getBoundingClientRect();
+  if (text.right > document.documentElement.clientWidth + 1) wrong.push(["cut", cell.textContent]);
+  if (text.right > box.right + 1) wrong.push(["over its neighbour", cell.textContent]);
+}
+return wrong;
+"""
+
+
+@pytest.mark.parametrize("width", [1400, 1000, 420, 400])
+def test_every_cell_of_every_table_can_be_read_without_scrolling_sideways(
+    browser: Chrome, report: Path, shaky_report: Path, width: int
+) -> None:
+    for page in (report, shaky_report):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        try:
+            browser.get(page.as_uri())
+            assert browser.execute_script("return window.innerWidth") == width
+            assert browser.execute_script(CUT_OR_COVERED) == []
+            for label in ("AUC % click", "falls off at"):
+                shown = browser.execute_script("return document.getElementById('scores').innerText")
+                if width < 760:
+                    said = browser.execute_script(
+                        "return [...document.querySelectorAll('#scores td')].map(td => "
+                        "getComputedStyle(td, '::before').content)"
+                    )
+                    assert f'"{label}"' in said
+                else:
+                    assert label in shown
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -107,7 +107,7 @@ def test_the_tables_mark_the_best_and_the_edge(study: Path) -> None:
     groups = main_table(results)
     assert [group.model for group in groups] == ["small", "large", "linear floor"]
     assert [[line.tag for line in group.lines].count("best") for group in groups] == [1, 1, 0]
-    assert any(line.at_edge and "edge" not in line.setting for line in groups[0].lines)
+    assert any(line.at_edge and "edge" not in line.setting.text + line.setting.small for line in groups[0].lines)
     for table in task_tables(results):
         assert [name for name, _ in table.rows][-3:] == ["linear floor", "best constant", "best against the floor"]
         for i, task in enumerate(results.tasks):
@@ -233,7 +233,7 @@ def test_a_method_that_diverged_everywhere(changed: Change) -> None:
     html = page(changed(lost, lambda frame: frame.with_columns(broken.alias("verdict"))))
     assert "Clippy, untuned, diverges" in html
     assert "No final run of Clippy survived to be scored on day-04." in html
-    assert "<td>diverged</td>" in html.replace('<td class="">', "<td>")
+    assert '<td data-label="click, AUC %"><span>diverged</span></td>' in html
 
 
 def test_everything_diverged(changed: Change) -> None:
@@ -300,3 +300,32 @@ def test_names_are_not_markup(changed: Change) -> None:
     assert "<img" not in html
     assert "&lt;img" in html
     assert evil in {trace["name"] for trace in figures_of(html)["rate-0"]["data"] if "name" in trace}
+
+
+def test_a_span_of_weeks_is_written_from_its_first_day_to_its_last(changed: Change) -> None:
+    def weeks(document: dict[str, Any]) -> None:
+        document["days"] = ["2013-02-28 to 2013-03-10", *document["days"][1:-1], "2013-08-26 to 2013-09-01"]
+
+    folder = changed(weeks)
+    assert read(folder).span == "5 periods, 2013-02-28 to 2013-09-01"
+    assert "2013-03-10 to 2013-08-26" not in page(folder)
+    assert read(changed_back(folder)).span == "5 days, day-00 to day-04"
+
+
+def changed_back(folder: Path) -> Path:
+    document = json.loads((folder / "summary.json").read_text())
+    document["days"] = [f"day-{i:02d}" for i in range(5)]
+    (folder / "summary.json").write_text(json.dumps(document))
+    resum(folder)
+    return folder
+
+
+def test_names_of_levels_stand_beside_the_curves_and_omitted_layers_are_told(study: Path) -> None:
+    html = page(study)
+    drawn = figures_of(html)
+    for name, level in (("rate-0", "linear floor"), ("steps-0", "a constant's loss")):
+        layout = drawn[name]["layout"]
+        assert "annotations" not in layout
+        assert (layout["legend"]["y"], layout["legend"]["yanchor"]) == (1, "bottom")  # above the figure
+        assert [t["name"] for t in drawn[name]["data"] if t.get("showlegend", True)] == [level]
+    assert "the map beneath has all" in html

@@ -37,18 +37,17 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
                 traces.append(_rate_line(method, look, others, metric, axis, mode="markers"))
     floors = [t.scores[results.metric] for t in results.trials if t.model == results.floor and t.until == "selection"]
     floor = max((auc for auc in floors if not math.isnan(auc)), default=None)
-    notes = []
     if floor is not None and results.floor is not None:
-        traces.append(_level([min(rates), max(rates)], miss(floor)))
-        notes.append(_name(miss(floor), results.floor))
-    aucs = [trial.scores[results.metric] for trial in trials] + ([] if floor is None else [floor])
-    rmses = [v for trial in trials if math.isfinite(v := trial.scores[results.shown]) and v > 0] or [1.0]
+        traces.append(_level([min(rates), max(rates)], miss(floor), results.floor))
+    swept = [trial for method in results.methods for trial in results.swept(model, method)]
+    aucs = [trial.scores[results.metric] for trial in swept] + ([] if floor is None else [floor])
+    rmses = [v for trial in swept if math.isfinite(v := trial.scores[results.shown]) and v > 0] or [1.0]
     scale = "log" if max(rmses) > 4 * min(rmses) else "linear"
     return go.Figure(
         traces,
         style.layout(
             480,
-            annotations=notes,
+            **style.LEVELS,
             xaxis=style.rate_axis(
                 rates, f"learning rate, multiples of the base rate; {results.selection_day}", anchor="y2"
             ),
@@ -73,6 +72,7 @@ def _rate_line(
         y=[miss(value) if auc else short(value) for value in values],
         yaxis=axis,
         name=method.name,
+        showlegend=False,
         mode=mode,
         line={"color": look.color, "dash": look.dash, "width": 2},
         marker={
@@ -114,14 +114,14 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     if not traces:
         return None
     ends = [0, max(trial.steps for method in results.methods for trial in results.sweep(model, method))]
-    traces.append(_level(ends, 1.0))
+    traces.append(_level(ends, 1.0, "a constant's loss"))
     aucs = [1 - y / 100 for trace in traces if trace.yaxis == "y2" for y in trace.y or () if y is not None]
     task = results.summary["select_by"]
     return go.Figure(
         traces,
         style.layout(
             520,
-            annotations=[_name(1.0, "knows nothing")],
+            **style.LEVELS,
             xaxis=style.axis("step", anchor="y2", rangemode="tozero"),
             yaxis=style.axis(f"relative loss of {task}", type="log", domain=[0.44, 1], nticks=6, tickformat=".3~g"),
             yaxis2=style.auc_axis(aucs, f"AUC % of {task}, next day", domain=[0, 0.36]),
@@ -135,6 +135,7 @@ def _run(results: Results, method: Method, trial: Trial, look: Look, shown: bool
     column = f"relative_loss/{results.summary['select_by']}"
     common: dict[str, Any] = {
         "name": method.name,
+        "showlegend": False,
         "visible": shown,
         "meta": {"method": method.name, "choice": f"{trial.multiple:g}"},
         "line": {"color": look.color, "dash": look.dash, "width": 1.6},
@@ -333,13 +334,9 @@ def _share(results: Results, model: str, method: Method) -> dict[str, float]:
     return {label: sum(len(steps.filter(pl.col(c) != 1)) for steps in tables) / total for c, label in called.items()}
 
 
-def _level(x: Sequence[float], height: float | None) -> go.Scatter:
-    """Return a dotted line across the figure."""
+def _level(x: Sequence[float], height: float | None, name: str) -> go.Scatter:
+    """Return a dotted line across the figure; its name stands above the figure, where no curve is."""
     line = {"color": FLOOR.color, "dash": FLOOR.dash, "width": 1.2}
-    return go.Scatter(x=list(x), y=[height] * len(x), mode="lines", line=line, hoverinfo="skip")
-
-
-def _name(height: float | None, label: str) -> dict[str, Any]:
-    """Return the name of a level on the logarithmic first axis, below its right end."""
-    place = {"xref": "paper", "x": 1, "xanchor": "right", "y": math.log10(height or 1.0), "yshift": -9}
-    return place | {"text": label, "showarrow": False, "font": {"size": 11, "color": FLOOR.color}}
+    return go.Scatter(
+        x=list(x), y=[height] * len(x), mode="lines", line=line, hoverinfo="skip", name=name, showlegend=True
+    )

@@ -145,6 +145,13 @@ class Results:
         return {"rmse": "RMSE", "ne": "NE"}[self.summary["show_metric"]]
 
     @property
+    def span(self) -> str:
+        """The days in words: ``30 days, 2013-02-01 to 2013-03-02``; of periods, each ``first to last``, the same."""
+        days = self.summary["days"]
+        unit = "periods" if " to " in days[0] else "days"
+        return f"{len(days)} {unit}, {days[0].partition(' to ')[0]} to {days[-1].rpartition(' to ')[2]}"
+
+    @property
     def last_day(self) -> str:
         """Day N, on which the final runs are scored."""
         return self.summary["days"][-1]

@@ -40,6 +40,10 @@ class Look:
 
 
 FLOOR = Look(MUTED, "dot")
+LEVELS: dict[str, Any] = {  # layout of a figure whose only named lines are levels
+    "showlegend": True,
+    "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"size": 11}},
+}
 
 
 def looks(methods: Sequence[Method]) -> dict[str, Look]:

@@ -15,18 +15,28 @@ EDGE = ", at edge"  # how the study's table marks a setting whose neighbours wer
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A score of one task: what is said, what is added in small, and whether it is the best of a judged task."""
+
+    text: str
+    small: str = ""
+    best: bool = False
+    tone: str = ""  # "good" or "bad" against the floor
+
+
+@dataclass(frozen=True)
 class Line:
     """A line of the study's table."""
 
     method: str
-    setting: str
+    setting: Cell
     at_edge: bool
-    auc: str
-    rmse: str
+    auc: Cell
+    rmse: Cell
     diverged: str
-    falls_off: str
+    falls_off: Cell
     holds: bool  # whether it fell off at no rate that was tried
-    paper: str
+    paper: Cell
     tag: str = ""  # "best", or "≈ best": within its spread
 
 
@@ -36,16 +46,6 @@ class Group:
 
     model: str
     lines: list[Line]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A score of one task: what is said, what is added in small, and whether it is the best of a judged task."""
-
-    text: str
-    small: str = ""
-    best: bool = False
-    tone: str = ""  # "good" or "bad" against the floor
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,40 @@ def main_table(results: Results) -> list[Group]:
         setting = entry["setting"]
         line = Line(
             method=entry["method"] or entry["model"],
-            setting=setting.removesuffix(EDGE),
+            setting=_split(setting.removesuffix(EDGE), ", "),
             at_edge=setting.endswith(EDGE),
-            auc=entry["auc"],
-            rmse=entry["rmse"],
+            auc=_split(entry["auc"], " ("),
+            rmse=_split(entry["rmse"], " ("),
             diverged=entry["diverged"],
-            falls_off=entry["falls_off"],
+            falls_off=_fall(entry["falls_off"]),
             holds=entry["falls_off"].startswith(">"),
-            paper=entry["paper"],
+            paper=_split(entry["paper"], " ("),
             tag=tags.get(entry["method"], ""),
         )
         groups.setdefault(entry["model"], []).append(line)
     return [Group(model, lines) for model, lines in groups.items()]
+
+
+def _split(said: str, at: str) -> Cell:
+    """Return what is said, and in small what follows in brackets or after a comma.
+
+    >>> _split("97.40 (1 of 3 seeds diverged)", " (")
+    Cell(text='97.40', small='1 of 3 seeds diverged', best=False, tone='')
+    """
+    text, _, small = said.partition(at)
+    return Cell(text, small.removesuffix(")"))
+
+
+def _fall(said: str) -> Cell:
+    """Return where a method falls off, and in small by how many of its runs there.
+
+    >>> _fall("4x 2/3").small, _fall("4x AUC").small, _fall("> 4x").text
+    ('2 of 3 diverged', 'AUC lost', '> 4x')
+    """
+    rate, _, how = said.partition("x ")
+    if not how:
+        return Cell(said)
+    return Cell(f"{rate}x", "AUC lost" if how == "AUC" else f"{how.replace('/', ' of ')} diverged")
 
 
 def task_tables(results: Results) -> list[TaskTable]:
