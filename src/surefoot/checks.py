@@ -9,7 +9,7 @@ def positive(name: str, value: float) -> None:
     Raises:
         ValueError: naming the argument and the value.
     """
-    if not (math.isfinite(value) and value > 0):
+    if not (_finite(value) and value > 0):
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
 
 
@@ -19,5 +19,12 @@ def non_negative(name: str, value: float) -> None:
     Raises:
         ValueError: naming the argument and the value.
     """
-    if not (math.isfinite(value) and value >= 0):
+    if not (_finite(value) and value >= 0):
         raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or above")
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):  # no number, or none that a float holds
+        return False
