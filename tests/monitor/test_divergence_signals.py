@@ -438,8 +438,8 @@ def test_the_auc_of_few_positives_may_move_by_chance():
 def test_predictions_that_spread_less_than_at_the_start_are_no_collapse_while_losses_fall():
     def step_at(step: int) -> Signals:
         noise = 1 + NOISE[step % len(NOISE)]
-        loss = noise * (0.6 + 2.0 * 0.97**step)
-        shown = {"spreads": {"click": 0.1 + 3 * 0.96**step}} if step % 8 == 0 else {}
+        loss = noise * (0.4 + 2.0 * 0.98**step)
+        shown = {"spreads": {"click": 1.0 if step < 96 else 0.2}} if step % 8 == 0 else {}
         return Signals(losses={"click": 0.7 * loss}, relative_losses={"click": loss}, **shown)
 
     assert run(map(step_at, range(165)))[1] == []
