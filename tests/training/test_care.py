@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from full_disks import nothing_can_be_written
 from surefoot.data import synthetic
@@ -13,6 +14,7 @@ from surefoot.data.schema import Log
 from surefoot.monitor import capsule_files, journal
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.divergence import Detector, Verdict
+from surefoot.study import trial
 from surefoot.study.config import MonitorConfig, RecoveryConfig, RunConfig
 from surefoot.study.trial import assemble, make_care
 from surefoot.training.loop import Run, train
@@ -148,3 +150,18 @@ def test_a_run_has_the_onset_that_it_has_unwatched(rate: float, log: Log, tmp_pa
             assert min(alarm.step for alarm in care.monitor.detector.alarms) < min(event.onset for event in events)
     assert told[0] == told[1]
     assert len(told[0]) > 1
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_journal_names_a_task_that_never_learns(watched: bool, tmp_path: Path, monkeypatch: Any):
+    log = synthetic.make(days=20, rows_per_day=1024)
+    labels = log.rows.labels.clone()
+    labels[:, 0] = (torch.rand(len(labels), generator=torch.Generator().manual_seed(1)) < 0.2).float()
+    noise = replace(log, rows=log.rows._replace(labels=labels))
+    monkeypatch.setattr(trial, "load_log", lambda _: noise)
+    monitor = MonitorConfig(capsules=False) if watched else None
+    config = CONFIG.model_copy(update={"recovery": None, "monitor": monitor})
+    result = trial.run_trial(config, tmp_path)
+    told = [event["task"] for event in journal.read(tmp_path / "events.jsonl") if event["event"] == "never_learnt"]
+    assert told == [noise.schema.tasks[0].name]
+    assert result["verdict"] == "healthy"

@@ -194,8 +194,10 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     result = _result(run, events, seconds=time.perf_counter() - started)
     _write(folder, config, run)
     if care is None:
-        _write_journal(folder / "events.jsonl", events, result)
+        _write_journal(folder / "events.jsonl", events, run.never_learnt, result)
     else:
+        for task in run.never_learnt:
+            care.journal.write("never_learnt", task=task)
         care.journal.write("finished", **result)
     finished = read_result(folder)
     assert finished is not None
@@ -319,11 +321,13 @@ def _write(folder: Path, config: RunConfig, run: Run) -> None:
     pl.DataFrame(days, infer_schema_length=None).write_parquet(folder / "days.parquet")
 
 
-def _write_journal(path: Path, events: list[Event], result: dict[str, Any]) -> None:
+def _write_journal(path: Path, events: list[Event], never_learnt: list[str], result: dict[str, Any]) -> None:
     """Write the journal last, by a rename, so that its presence means that all else is whole."""
     draft = Journal(path.with_suffix(".jsonl.draft"))
     draft.path.unlink(missing_ok=True)
     for event in events:
         draft.write("divergence", **described(event))
+    for task in never_learnt:
+        draft.write("never_learnt", task=task)
     draft.write("finished", **result)
     draft.path.rename(path)
