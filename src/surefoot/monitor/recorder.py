@@ -401,11 +401,6 @@ def _split(
     matched = match_names("layers", patterns, named) if patterns is not None else [(0,)] * len(named)
     held = {param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
     chosen = [each for each, found in zip(named, matched, strict=True) if found and each.param in held]
-    for param, names in chosen:
-        if hasattr(param, "to_local"):
-            raise TypeError(
-                f"model has {names[0]!r}, a {type(param).__name__}; expected parameters that are not sharded"
-            )
     if not chosen:
         raise ValueError("optimizers hold no parameter of the model that is to be looked at; expected at least one")
     layers = {names[0]: param for param, names in chosen if param not in tables}

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from surefoot import checks
-from surefoot.optim import checkpoint, eager, kernel, nonfinite
+from surefoot.optim import checkpoint, eager, kernel, nonfinite, sharding
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.optim.slow_start import SlowStart
@@ -51,7 +51,7 @@ class Adagrad(Optimizer):
 
     Raises:
         ValueError: if an option is out of range, naming it and the value.
-        TypeError: if the rule is not a rule object.
+        TypeError: if the rule is not a rule object, or parameters are split among processes (FSDP, DTensor, ZeRO).
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> optimizer = Adagrad([w], lr=0.1, rule=Clippy(relative=0.5, absolute=0.01))
@@ -82,6 +82,7 @@ class Adagrad(Optimizer):
     ) -> None:
         if fused and not kernel.available():
             raise ValueError("fused is True and no C++ compiler is found; expected None or False on this machine")
+        sharding.refuse_within_zero(type(self).__name__)
         self._fused = fused is not False
         self._nonfinite = NonFinite(nonfinite)
         self._slow_start = SlowStart(type(self).__name__)
@@ -358,6 +359,7 @@ def _check(group: dict[str, Any]) -> None:
             "initial_accumulator_value and eps are both 0; expected one of them above 0, "
             f"since accumulate={group['accumulate'].value!r} divides by the initial value"
         )
+    sharding.refuse_sharded("params", group["params"], group.get("param_names", ()))
     for param in group["params"]:
         if not param.is_floating_point():
             raise ValueError(f"params has a parameter of type {param.dtype}; expected real floating-point parameters")

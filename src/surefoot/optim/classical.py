@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surefoot.optim.moves import Before, Move, factors, move_of
 from surefoot.optim.nonfinite import any_of, not_finite
+from surefoot.optim.sharding import refuse_sharded
 from surefoot.optim.sparse import at_its_places, by_row
 from surefoot.rules import Rule, Scope, broadcast, checked
 
@@ -29,7 +30,7 @@ def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]
         wait for the device.
 
     Raises:
-        TypeError: if ``rule`` is not a rule object, or needs the update.
+        TypeError: if ``rule`` is not a rule object, or needs the update, or parameters are split among processes.
 
     >>> from surefoot.rules import GradientClip
     >>> w = torch.nn.Parameter(torch.ones(2))
@@ -41,7 +42,9 @@ def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]
         raise TypeError(
             f"rule is {rule!r}, which looks at the update; expected a rule of the gradient: use clip_updates"
         )
-    return _clip_gradients([params] if isinstance(params, Tensor) else list(params), rule)
+    several = [params] if isinstance(params, Tensor) else list(params)
+    refuse_sharded("params", several)
+    return _clip_gradients(several, rule)
 
 
 @torch.no_grad()

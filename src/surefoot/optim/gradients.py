@@ -84,15 +84,15 @@ def gradient_operations(
     The functions run when ``optimizer.step`` is called, not in the backward pass, hence
 
     * once for each step, on the gradient that the optimizer is about to use: with gradient accumulation on the sum,
-      under DDP and FSDP on what has been reduced over the processes;
+      under DDP on what has been reduced over the processes;
     * under ``torch.amp.GradScaler`` on the unscaled gradient, with optimizers that unscale by themselves too. A step
       that the scaler skips calls no function; an optimizer that skips it itself calls them, on what is not finite;
     * with a closure after each of its evaluations.
 
     The result stands in ``p.grad`` afterwards, as after ``clip_grad_norm_``; a second step without a new backward
     pass operates on it again. Parameters without a gradient are left out. Sparse gradients reach the function as
-    they are, rows in duplicate and not summed; the result may be dense. Gradients of FSDP2 come as ``DTensor``. Other
-    step hooks, those of ``clip_updates`` among them, see the result if they were attached later.
+    they are, rows in duplicate and not summed; the result may be dense.
+    ``clip_updates`` and ``guard`` see the result, attached before or after; other step hooks if attached later.
 
     Args:
         optimizer: any torch optimizer. Attach to each of several optimizers those operations that concern it.

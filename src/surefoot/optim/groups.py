@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surefoot import checks
 from surefoot.models.layers import embedding_tables
+from surefoot.optim.sharding import refuse_sharded
 from surefoot.rules import Rule, checked
 
 NamePattern = str | re.Pattern[str]
@@ -165,7 +166,7 @@ def parameter_groups(
     Names are those of ``model.named_parameters()``: wrappers such as DDP put a prefix before them.
 
     Args:
-        model: the model, after whatever replaces its parameters (``to_empty``, ``fully_shard``).
+        model: the model, after whatever replaces its parameters (``to_empty``).
         lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets its own copy.
         embedding_lr: the rate of the embedding tables; None is ``lr``.
         embedding_rule: of the embedding tables: ``NoClip()`` leaves them unclipped in an optimizer that clips.
@@ -184,7 +185,8 @@ def parameter_groups(
         The groups, and the report of which parameter went where.
 
     Raises:
-        TypeError: if an argument is of the wrong kind; for a rule it says which object to pass.
+        TypeError: if an argument is of the wrong kind; for a rule it says which object to pass; if parameters are
+            split among processes.
         ValueError: if a number is out of range; if a pattern matches no parameter, naming the closest name; if a
             pattern never wins because of those before it; if nothing in the model is trainable.
 
@@ -217,6 +219,7 @@ def parameter_groups(
         _check_number("embedding_initial_accumulator_value", embedding_initial_accumulator_value)
     _check_depth(depth_decay, layers)
     params = named_parameters(model)
+    refuse_sharded("model", [param for param, _ in params], [names[0] for _, names in params])
     found_tables = embedding_tables(model) | _named_tables(tables, params)
     if not any(param.requires_grad for param, _ in params):
         raise ValueError("model has no parameter that requires a gradient; expected at least one")

@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from surefoot.optim.sharding import refuse_sharded, refuse_zero
+
 # a wrapper's step runs no hooks, but that of what it wraps does; by the name of the class, for none is imported here
 _WITHIN = {
     "AcceleratedOptimizer": "optimizer",  # accelerate, hence Hugging Face's Trainer
@@ -29,7 +31,7 @@ def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimize
 
     Raises:
         TypeError: if something else is among them, or an optimizer whose step runs no hooks: one of another library,
-            or one that TorchRec or FBGEMM fuses with the backward pass.
+            or one that TorchRec or FBGEMM fuses with the backward pass; or if parameters are split among processes.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
@@ -37,7 +39,11 @@ def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimize
     True
     """
     several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-    return [each for optimizer in several for each in _within(optimizer, name)]
+    found = [each for optimizer in several for each in _within(optimizer, name)]
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            refuse_sharded(name, group["params"], group.get("param_names", ()))
+    return found
 
 
 def in_backward(model: nn.Module) -> list[Optimizer]:
@@ -88,6 +94,7 @@ def own_state(optimizer: Optimizer) -> dict[str, Any]:
 def _within(optimizer: object, name: str) -> list[Optimizer]:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{name} has {optimizer!r}; expected torch.optim.Optimizer objects")
+    refuse_zero(name, optimizer)
     kinds = [kind.__name__ for kind in type(optimizer).__mro__]
     place = next((_WITHIN[kind] for kind in kinds if kind in _WITHIN), None)
     if place is not None:
