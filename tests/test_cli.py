@@ -96,6 +96,49 @@ def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("sections", "words", "then"),
+    [
+        ("", "nothing was written, and the same command starts anew", ""),
+        (
+            "[monitor]\n",
+            "what was watched so far is in OUT, and the same command starts anew",
+            "starting anew, as only a run",
+        ),
+        (
+            "[recovery]\nevery = 5\n",
+            "the same command goes on from the last checkpoint in OUT",
+            "going on from its last",
+        ),
+    ],
+)
+def test_an_interrupted_run_says_what_is_there_and_the_same_command_goes_on(
+    sections: str, words: str, then: str, tmp_path: Path
+):
+    (tmp_path / "run.toml").write_text(TINY_RUN.replace("= 128", "= 4096") + sections)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", INTERRUPTED, "train", str(tmp_path / "run.toml"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (130, f"surefoot: interrupted; {words.replace('OUT', str(out))}\n")
+    again = surefoot("train", tmp_path / "run.toml", "--out", out)
+    assert "192 steps." in again.stdout
+    assert then in again.stderr
+    assert out.exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from surefoot.study import trial
+train = trial.train
+def interrupted(*parts, on_step, **options):  # by a Ctrl-C that comes after step 20
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return train(*parts, on_step=lambda step: step == 20 and os.kill(os.getpid(), signal.SIGINT), **options)
+trial.train = interrupted
+from surefoot.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["study", "quik"], "study 'quik' is neither a preset nor a .toml file"),

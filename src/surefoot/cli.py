@@ -69,19 +69,26 @@ def study(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A run's TOML file, such as a trial's config.toml.")],
-    out: Annotated[Path, typer.Option(help="The run's folder, new or empty.")] = Path("runs/run"),
+    out: Annotated[Path, typer.Option(help="The run's folder: new, or this run's, to go on.")] = Path("runs/run"),
 ) -> None:
-    """Train one model; exit with 3 if it diverges."""
+    """Train one model, or go on with it if it was interrupted; exit with 3 if it diverges."""
     from surefoot.settings import load
     from surefoot.study.config import RunConfig
-    from surefoot.study.trial import load_log, run_trial, total_steps
+    from surefoot.study.trial import claim, load_log, run_trial, total_steps
 
     run = load(RunConfig, config)
-    refuse_full(out)
+    if told := claim(out, run):
+        say(told)
     log = load_log(run.data)
     if log.notice:
         console.print(log.notice, style="dim")
-    with interruptible("nothing was written"), _progress() as progress:
+    if run.recovery is not None:
+        consequence = f"the same command goes on from the last checkpoint in {out}"
+    elif run.monitor is not None:
+        consequence = f"what was watched so far is in {out}, and the same command starts anew"
+    else:
+        consequence = "nothing was written, and the same command starts anew"
+    with interruptible(consequence), _progress() as progress:
         bar = progress.add_task("training", total=total_steps(run))
         result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
     _print_result(result)

@@ -1,6 +1,7 @@
 """A run folder: whole, reproducible, refused where it cannot be."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,8 @@ from surefoot.errors import InputError
 from surefoot.monitor import journal
 from surefoot.monitor.divergence import Detector
 from surefoot.settings import load
-from surefoot.study.config import ModelConfig, RecoveryConfig, RunConfig
-from surefoot.study.trial import assemble, load_log, read_result, run_trial, total_steps
+from surefoot.study.config import ModelConfig, MonitorConfig, RecoveryConfig, RunConfig
+from surefoot.study.trial import assemble, claim, load_log, read_result, run_trial, total_steps
 from surefoot.training.loop import Run, train
 
 TINY = RunConfig.model_validate(
@@ -179,3 +180,75 @@ def test_a_journal_without_its_last_line_is_of_an_unfinished_run(tmp_path: Path)
     for cut in (path.read_text()[:-5], '{"event": "alarm", "step": 3}\n', ""):
         path.write_text(cut)
         assert read_result(tmp_path / "run") is None
+
+
+# Going on after an interruption
+
+CAREFUL = TINY.model_copy(
+    update={
+        "data": TINY.data.model_copy(update={"days": 6, "rows_per_day": 512}),
+        "monitor": MonitorConfig(),
+        "recovery": RecoveryConfig(every=5, confirm=5),
+    }
+)  # 40 steps, a checkpoint every 5
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killed_at(stop: int) -> Callable[[int], None]:
+    def on_step(step: int) -> None:
+        if step == stop:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("stops", [(0,), (4,), (7, 8, 21), (38,)])
+def test_a_run_that_is_interrupted_goes_on_as_if_it_had_not_been(stops: tuple[int, ...], tmp_path: Path):
+    whole = run_trial(CAREFUL, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    for stop in stops:
+        with pytest.raises(Killed):
+            run_trial(CAREFUL, folder, on_step=killed_at(stop))
+        assert read_result(folder) is None
+        assert claim(folder, CAREFUL) == f"{folder} holds this run, interrupted: going on from its last checkpoint"
+    taken: list[int] = []
+    result = run_trial(CAREFUL, folder, on_step=taken.append)
+    assert taken[0] == stops[-1] + 1 - (stops[-1] + 1) % 5
+    for key in ("seconds", "peak_memory_mib"):
+        del whole[key], result[key]
+    assert result == whole
+    for name in ("metrics.parquet", "days.parquet", "config.toml"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    watched = pl.read_parquet(folder / "monitor" / "metrics.parquet")
+    assert watched["step"].to_list() == list(range(40))
+    assert watched["loss/click"].equals(pl.read_parquet(tmp_path / "whole/monitor/metrics.parquet")["loss/click"])
+    told = [event["event"] for event in journal.read(folder / "events.jsonl")]
+    assert (told.count("resumed"), told[-1]) == (len(stops), "finished")
+
+
+def test_what_was_seen_until_an_interruption_is_on_the_disk(tmp_path: Path):
+    config = CAREFUL.model_copy(update={"recovery": None})
+    with pytest.raises(Killed):
+        run_trial(config, tmp_path, on_step=killed_at(12))
+    assert pl.read_parquet(tmp_path / "monitor/metrics.parts/*.parquet")["step"].to_list() == list(range(12))
+    assert claim(tmp_path, config).startswith(f"{tmp_path} holds this run, interrupted: starting anew, as only a run")
+    run_trial(config, tmp_path)
+    assert pl.read_parquet(tmp_path / "monitor" / "metrics.parquet")["step"].to_list() == list(range(40))
+
+
+def test_a_folder_is_gone_on_with_by_its_own_run_alone(tmp_path: Path):
+    assert claim(tmp_path / "new", TINY) == claim(tmp_path, TINY) == ""
+    with pytest.raises(Killed):
+        run_trial(CAREFUL, tmp_path / "run", on_step=killed_at(3))
+    with pytest.raises(InputError, match="holds another run; expected a new or an empty folder, or this run's"):
+        claim(tmp_path / "run", TINY)
+    run_trial(CAREFUL, tmp_path / "run")
+    with pytest.raises(
+        InputError, match="holds this run, finished, and is not empty; expected a new or an empty folder"
+    ):
+        claim(tmp_path / "run", CAREFUL)
+    with pytest.raises(InputError, match="exists and is not empty"):
+        claim(tmp_path / "run" / "monitor", CAREFUL)

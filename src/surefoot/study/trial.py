@@ -8,10 +8,12 @@ can recover, ``checkpoints/``; its journal is written as things happen.
 
 import math
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from surefoot.data.schema import Log, Schema
 from surefoot.data.sources import completejourney
 from surefoot.data.windows import MovingWindow
 from surefoot.errors import InputError
+from surefoot.files import make_folder, write_whole
 from surefoot.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
 from surefoot.models.ranker import LabelUnits, LinearRanker, Ranker, split_parameters, task_heads
 from surefoot.monitor.capsule import Ring
@@ -39,10 +42,13 @@ from surefoot.monitor.recovery import Recovery
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.settings import dump
+from surefoot.settings import dump, load
 from surefoot.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig
 from surefoot.training.care import Care, described
 from surefoot.training.loop import Run, train, warm_up
+from surefoot.training.progress import Progress
+
+_CONFIG, _JOURNAL, _WATCHED = "config.toml", "events.jsonl", "monitor"
 
 
 @lru_cache(maxsize=1)
@@ -168,8 +174,10 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> Parts:
 def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """Train as configured, write the run folder, return the result, which is the journal's last line.
 
+    A run with recovery that has checkpoints in the folder goes on from the newest.
+
     Raises:
-        InputError: if the log, the device or the number of days cannot be used.
+        InputError: if the log, the device or the number of days cannot be used, or the folder cannot be written.
     """
     torch.set_num_threads(config.training.threads)
     log = load_log(config.data)
@@ -178,23 +186,28 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     detector = Detector() if care is None else care.monitor.detector
     last = len(log.days) - 1
     started = time.perf_counter()
-    run = train(
-        parts.model,
-        parts.window,
-        parts.optimizers,
-        days=last if config.until == "final" else last - 1,
-        detector=detector,
-        layers=parts.layers,
-        schedulers=[parts.scheduler],
-        curve_day=last if config.until == "final" else None,
-        on_step=on_step,
-        care=care,
-    )
+    try:
+        run = train(
+            parts.model,
+            parts.window,
+            parts.optimizers,
+            days=_days(config, log),
+            detector=detector,
+            layers=parts.layers,
+            schedulers=[parts.scheduler],
+            curve_day=last if config.until == "final" else None,
+            on_step=on_step,
+            care=care,
+        )
+    except BaseException:
+        if care is not None:
+            care.monitor.flush()  # what was seen is what one wants to know now
+        raise
     events = detector.events if care is None else care.events
     result = _result(run, events, seconds=time.perf_counter() - started)
     _write(folder, config, run)
     if care is None:
-        _write_journal(folder / "events.jsonl", events, run.never_learnt, result)
+        _write_journal(folder / _JOURNAL, events, run.never_learnt, result)
     else:
         for task in run.never_learnt:
             care.journal.write("never_learnt", task=task)
@@ -204,19 +217,52 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     return finished
 
 
+def claim(folder: Path, config: RunConfig) -> str:
+    """Make sure that a folder is new, or this run's, interrupted; return in words what becomes of what is there.
+
+    Raises:
+        InputError: if it holds something else, another run, or this one, finished.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return ""
+    written = folder / _CONFIG
+    if not written.is_file():
+        raise InputError(f"--out {folder} exists and is not empty; expected a new or an empty folder, or this run's")
+    if load(RunConfig, written) != config:
+        raise InputError(f"--out {folder} holds another run; expected a new or an empty folder, or this run's")
+    if read_result(folder) is not None:
+        raise InputError(
+            f"--out {folder} holds this run, finished, and is not empty; expected a new or an empty folder"
+        )
+    if _has_checkpoints(folder):
+        return f"{folder} holds this run, interrupted: going on from its last checkpoint"
+    shutil.rmtree(folder / _WATCHED, ignore_errors=True)
+    (folder / _JOURNAL).unlink(missing_ok=True)
+    return f"{folder} holds this run, interrupted: starting anew, as only a run with [recovery] has checkpoints"
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step-*.pt"))
+
+
+def _days(config: RunConfig, log: Log | PreparedLog) -> int:
+    return len(log.days) - (1 if config.until == "final" else 2)
+
+
 def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
     """Return what looks after the run, None if the configuration asks for nothing; its files are in the folder."""
     if config.monitor is None and config.recovery is None:
         return None
     settings, tasks = config.monitor or MonitorConfig(), parts.window.log.schema.tasks
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(dump(config))
+    make_folder(folder)
+    write_whole(folder / _CONFIG, dump(config))
+    going_on = config.recovery is not None and _has_checkpoints(folder)
     monitor = Monitor(
         parts.model,
         parts.optimizers,
         kinds={task.name: task.kind for task in tasks if task.judged},
         masked=[task.name for task in tasks if task.masked],
-        folder=folder / "monitor",
+        folder=folder / _WATCHED,
         every=settings.every,
         rows=settings.rows,
     )
@@ -231,7 +277,14 @@ def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
             max_bytes=limit,
             max_disk_bytes=limit,
         )
-    care = Care(monitor, Journal(folder / "events.jsonl"), ring=ring, capsules=folder / "capsules", config=dump(config))
+    care = Care(
+        monitor,
+        Journal(folder / _JOURNAL),
+        ring=ring,
+        capsules=folder / "capsules",
+        config=dump(config),
+        progress=Progress(parts.window.stream(_days(config, parts.window.log))),
+    )
     if config.recovery is not None:
         care.recovery = Recovery(
             parts.model,
@@ -240,10 +293,13 @@ def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
             ladder=config.recovery.ladder(),
             monitor=monitor,
             schedulers=[parts.scheduler],
+            loader=care.progress,
             every=config.recovery.every,
             keep=config.recovery.keep,
             on_roll_back=ring.clear if ring is not None else lambda: None,
         )
+        if going_on:
+            care.resume()
     return care
 
 
@@ -251,13 +307,12 @@ def total_steps(config: RunConfig) -> int:
     """Return how many steps the run takes if it does not diverge."""
     log, training = load_log(config.data), config.training
     window = MovingWindow(log, training.batch_size, training.window_days, training.steps_per_day)
-    days = len(log.days) - (1 if config.until == "final" else 2)
-    return sum(window.steps(day) for day in range(days))
+    return sum(window.steps(day) for day in range(_days(config, log)))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a finished run's folder, scores that are not finite as NaN; None if it did not finish."""
-    journal = folder / "events.jsonl"
+    journal = folder / _JOURNAL
     if not journal.exists():
         return None
     *_, last = [{}, *read_journal(journal)]
@@ -314,11 +369,13 @@ def _of_constants(run: Run) -> dict[str, float]:
 
 def _write(folder: Path, config: RunConfig, run: Run) -> None:
     """Write all of the folder but the journal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(dump(config))
-    pl.DataFrame(run.steps).write_parquet(folder / "metrics.parquet")
+    make_folder(folder)
+    write_whole(folder / _CONFIG, dump(config))
     days = [{"scored": kind} | row for kind, rows in (("next_day", run.next_day), ("curve", run.curve)) for row in rows]
-    pl.DataFrame(days, infer_schema_length=None).write_parquet(folder / "days.parquet")
+    for name, rows in (("metrics", run.steps), ("days", days)):
+        file = BytesIO()
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(file)
+        write_whole(folder / f"{name}.parquet", file.getvalue())
 
 
 def _write_journal(path: Path, events: list[Event], never_learnt: list[str], result: dict[str, Any]) -> None:

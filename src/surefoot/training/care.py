@@ -16,6 +16,7 @@ from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import Action
 from surefoot.monitor.recorder import Monitor
 from surefoot.monitor.recovery import Recovery
+from surefoot.training.progress import Progress
 
 
 class Seen(NamedTuple):
@@ -38,6 +39,7 @@ class Care:
         capsules: the folder for that.
         config: the run's configuration as TOML, for the capsules.
         capsule_after: steps that a capsule shows after its alarm.
+        progress: how far the run is, if the recovery's checkpoints hold it as their loader.
     """
 
     monitor: Monitor
@@ -47,10 +49,21 @@ class Care:
     capsules: Path = Path("capsules")
     config: str | None = None
     capsule_after: int = 8
+    progress: Progress | None = None
     _saved: list[Event] = field(default_factory=list, init=False)  # from being forgotten with the detector's state
     _alarm: Alarm | None = field(default=None, init=False)  # the last one
     _told: int = field(default=0, init=False)  # of the detector's events
     _harmless: Harmless = field(default_factory=Harmless, init=False)
+
+    def __post_init__(self) -> None:
+        if self.progress is not None:
+            self._saved = self.progress.saved
+
+    def resume(self) -> None:
+        """Go on from the recovery's newest checkpoint."""
+        assert self.recovery is not None
+        self.recovery.resume()
+        self._told = len(self._detector.events)
 
     def before(self, step: int, day: int, stream: Stream) -> None:
         """Keep what the step starts from: the row numbers of the stream's last batch, and where that was."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from surefoot.data.schema import Batch, Task, TaskKind
-from surefoot.data.windows import MovingWindow, Stream
+from surefoot.data.windows import MovingWindow
 from surefoot.metrics import evaluate
 from surefoot.models.ranker import loss_weights, task_losses
 from surefoot.monitor.divergence import Detector, FreshScore, Signals, Verdict
@@ -18,9 +18,10 @@ from surefoot.monitor.ladder import Action
 from surefoot.monitor.window import ENOUGH, UsualRows
 from surefoot.optim.adagrad import Adagrad
 from surefoot.training.care import Care, Seen
+from surefoot.training.progress import Progress, Row
 
 _EVALUATION_ROWS = 8192
-_Told = tuple[dict[str, float | int | str], bool]  # a step's row, and whether it is of few rows
+_Told = tuple[Row, bool]  # a step's row, and whether it is of few rows
 
 
 @dataclass
@@ -78,21 +79,23 @@ def train(
         schedulers: stepped once a step.
         curve_day: a partition to score after every day, for a figure; nothing may be chosen by it.
         on_step: called after each step with its number, for a progress bar.
-        care: a monitor, and what acts on its alarms; its detector judges the run then, not ``detector``.
+        care: a monitor, and what acts on its alarms; its detector judges the run then, not ``detector``. If it has gone
+            on from a checkpoint, so does the run.
 
     Raises:
         ValueError: if there are not more than ``days`` partitions, or ``days`` is below 1.
     """
     if not 1 <= days < len(window.log.days):
         raise ValueError(f"days is {days}; expected 1 to {len(window.log.days) - 1}, to leave a day to score")
-    run, step = Run(), 0
+    progress = Progress(window.stream(days)) if care is None or care.progress is None else care.progress
+    run, step = Run(progress.steps, progress.next_day, progress.curve), len(progress.steps)
     tasks = window.log.schema.tasks
     judged = [task for task in tasks if task.judged]
-    recorder, usual = _Recorder(tasks, list(layers)), UsualRows()
-    stream = window.stream(days)
-    for day, batch in _day_by_day(model, stream, run, curve_day):
+    recorder, usual = _Recorder(tasks, list(layers), run.steps), UsualRows()
+    progress.pending = recorder.peek
+    for day, batch in _day_by_day(model, progress, run, curve_day):
         if care is not None:
-            care.before(step, day, stream)
+            care.before(step, day, progress.stream)
         seen = take_step(model, batch, optimizers, tasks)
         factors = _mean_factors(optimizers[0], layers.values())
         rate = float(optimizers[0].param_groups[0]["lr"])
@@ -111,7 +114,6 @@ def train(
     last = recorder.flush()
     if last and care is None and not run.stopped_early:
         _diverged(detector, *last, judged)
-    run.steps = recorder.rows
     if run.stopped_early:
         _end_day(model, window, run, int(run.steps[-1]["day"]), curve_day)
     run.next_day.append(_score_day(model, window, days))
@@ -147,16 +149,16 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))
 
 
-def _day_by_day(model: nn.Module, stream: Stream, run: Run, curve_day: int | None) -> Iterator[tuple[int, Batch]]:
+def _day_by_day(model: nn.Module, progress: Progress, run: Run, curve_day: int | None) -> Iterator[tuple[int, Batch]]:
     """Yield the batches and their days; score every day but the first before it enters, the curve's after each."""
-    today = 0
-    for day, batch in stream:
-        if day != today:
-            _end_day(model, stream.window, run, today, curve_day)
-            run.next_day.append(_score_day(model, stream.window, day))
-            today = day
+    window = progress.stream.window
+    for day, batch in progress.stream:
+        if day != progress.today:
+            _end_day(model, window, run, progress.today, curve_day)
+            run.next_day.append(_score_day(model, window, day))
+            progress.today = day
         yield day, batch
-    _end_day(model, stream.window, run, today, curve_day)
+    _end_day(model, window, run, progress.today, curve_day)
 
 
 def _end_day(model: nn.Module, window: MovingWindow, run: Run, day: int, curve_day: int | None) -> None:
@@ -234,8 +236,8 @@ def _score_day(model: nn.Module, window: MovingWindow, day: int) -> dict[str, fl
 class _Recorder:
     """Keeps the rows of the steps, reading each one step late so that no step waits for the device."""
 
-    def __init__(self, tasks: tuple[Task, ...], layers: list[str]) -> None:
-        self.rows: list[dict[str, float | int | str]] = []
+    def __init__(self, tasks: tuple[Task, ...], layers: list[str], rows: list[Row]) -> None:
+        self.rows = rows
         names = [task.name for task in tasks]
         self._names = [
             *(f"loss/{name}" for name in names),
@@ -251,10 +253,15 @@ class _Recorder:
 
     def flush(self) -> _Told | None:
         """Give back the row of the last step put in, and whether that had few rows, if it has not been given back."""
-        if self._pending is None:
+        if self._pending is None or (row := self.peek()) is None:
             return None
-        step, day, rate, values, few = self._pending
-        self._pending = None
-        row = {"step": step, "day": day, "lr": rate, **dict(zip(self._names, values.tolist(), strict=True))}
+        few, self._pending = self._pending[-1], None
         self.rows.append(row)
         return row, few
+
+    def peek(self) -> Row | None:
+        """Return the row of the last step put in, if it has not been given back."""
+        if self._pending is None:
+            return None
+        step, day, rate, values, _ = self._pending
+        return {"step": step, "day": day, "lr": rate, **dict(zip(self._names, values.tolist(), strict=True))}
