@@ -22,7 +22,7 @@ batch_size = 64
 TINY_STUDY = """
 name = "tiny"
 data = {days = 4, rows_per_day = 128}
-training = {batch_size = 64}
+training = {batch_size = 64, initial_accumulator_value = 0.1}
 search = {extra_trials = 0, seeds = [1, 2], floor_rates = [0.1]}
 models = [{hidden = [4]}]
 methods = [{name = "naive", rule.name = "naive"}, {name = "Clippy", rule.name = "clippy"}]

@@ -11,7 +11,7 @@ SECTIONS = ("rate", "steps", "timeline", "around", "ratios", "curve", "factors",
 CONFIG = {
     "name": "tiny",
     "data": {"days": 5, "rows_per_day": 256},
-    "training": {"batch_size": 64},
+    "training": {"batch_size": 64, "initial_accumulator_value": 0.1},
     "search": {
         "rates": [1],
         "extra_trials": 1,

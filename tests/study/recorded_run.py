@@ -17,7 +17,7 @@ DRIFT = RunConfig.model_validate(  # a run of the preset "drift"
     {
         "rate": 0.1,
         "data": {"days": 20, "drift_day": 14},
-        "training": {"batch_size": 128},
+        "training": {"batch_size": 128, "initial_accumulator_value": 0.1},
         "rule": {"name": "naive"},
     }
 )

@@ -93,7 +93,7 @@ def test_a_study_of_a_log_without_regressions_shows_the_entropy(tmp_path: Path):
     table = {
         "name": "binary",
         "data": {"source": str(tmp_path / "prepared"), "days": 5},
-        "training": {"batch_size": 64},
+        "training": {"batch_size": 64, "initial_accumulator_value": 0.1},
         "search": {"rates": [1], "extra_trials": 0, "sweep": [1, 64], "seeds": [1], "floor_rates": [0.1]},
         "models": [{"name": "small", "hidden": [8]}],
         "methods": [{"name": "naive", "rule": {"name": "naive"}}],

@@ -8,20 +8,24 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
+import surefoot
+from properties import over
 from surefoot.errors import InputError
 from surefoot.files import read_sums
 from surefoot.outcomes import Score
 from surefoot.settings import load, parse
-from surefoot.study.config import StudyConfig
+from surefoot.study.config import RunConfig, StudyConfig, load_study, presets
 from surefoot.study.protocol import run_study
 from surefoot.study.results import Study
-from surefoot.study.runner import Search, Setting
+from surefoot.study.runner import Search, Setting, plan_of
+from surefoot.study.trial import assemble, load_log
 
 CONFIG = {
     "name": "tiny",
     "data": {"days": 5, "rows_per_day": 128},
-    "training": {"batch_size": 64},
+    "training": {"batch_size": 64, "initial_accumulator_value": 0.1},
     "search": {"extra_trials": 2, "sweep": [1, 8], "search_seeds": [0, 3], "seeds": [1, 2], "floor_rates": [0.1]},
     "models": [{"name": "small", "hidden": [4]}, {"name": "large", "hidden": [8], "cross_layers": 1}],
     "methods": [
@@ -219,3 +223,33 @@ def test_an_unknown_task_is_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(InputError, match="search.select_by is 'clik'; expected one of click, like, share"):
         run_study(config(search={"select_by": "clik"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_may_have_its_own_accumulators_start():
+    study = config(
+        methods=[
+            {"name": "from the study's", "rule": {"name": "naive"}},
+            {"name": "its own", "rule": {"name": "naive"}, "initial_accumulator_value": 0.0},
+        ]
+    )
+    plans = [plan_of(study, study.models[0], method, Setting(1.0), 0, "final") for method in study.methods]
+    assert [plan.run.training.initial_accumulator_value for plan in plans] == [0.1, 0.0]
+    assert plans[0].trial != plans[1].trial
+    optimizer = assemble(plans[1].run, load_log(study.data)).dense
+    assert optimizer.param_groups[0]["initial_accumulator_value"] == 0.0
+
+
+@over("name", presets())
+def test_presets_say_where_accumulators_start(name: str):
+    """The paper's 0.1, but for Clippy, which does not need it."""
+    study = load_study(name)
+    assert study.training.initial_accumulator_value == 0.1
+    own = {method.name: method.initial_accumulator_value for method in study.methods}
+    expected = {"Clippy": 1e-6} if name != "paper" else {}
+    expected |= {"naive from 1e-6": 1e-6} if name == "quick" else {}
+    assert {method: start for method, start in own.items() if start is not None} == expected
+
+
+def test_a_run_starts_as_clippy_adagrad_does():
+    optimizer = surefoot.ClippyAdagrad([torch.nn.Parameter(torch.ones(1))], 0.1)
+    assert RunConfig().training.initial_accumulator_value == optimizer.defaults["initial_accumulator_value"]

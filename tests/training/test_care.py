@@ -23,7 +23,7 @@ CONFIG = RunConfig.model_validate(
     {
         "rate": 0.1,
         "model": {"hidden": [16]},
-        "training": {"batch_size": 128, "window_days": 1},
+        "training": {"batch_size": 128, "window_days": 1, "initial_accumulator_value": 0.1},
         "rule": {"name": "naive"},
         "recovery": {"every": 10, "confirm": 10},
     }

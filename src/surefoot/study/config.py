@@ -88,7 +88,7 @@ class TrainingConfig(_Section, frozen=True):
     window_days: int = Field(default=3, ge=1)
     steps_per_day: int | None = Field(default=None, ge=1)
     draw: Draw = Draw.REPLACED  # or "once": every row of a window once before it moves on
-    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    initial_accumulator_value: float = Field(default=1e-6, ge=0)  # of the dense layers; 0.1 in the paper
     embedding_rate: float = Field(default=0.1, gt=0)
     embedding_initial_accumulator_value: float = Field(default=1e-6, gt=0)
     threads: int = Field(default=1, ge=1, le=MOST_THREADS)
@@ -186,6 +186,7 @@ class MethodConfig(_Section, frozen=True):
     name: str
     rule: RuleConfig
     warmup_steps: int = Field(default=0, ge=0)
+    initial_accumulator_value: float | None = Field(default=None, ge=0)  # None: that of [training]
     vary: str | None = None
     values: tuple[float, ...] = ()
 

@@ -146,6 +146,10 @@ def plan_of(
     rule = method.rule
     if method.vary is not None:
         rule = RuleConfig.model_validate(rule.model_dump() | {method.vary: setting.value})
+    training = config.training
+    if method.initial_accumulator_value is not None:
+        start = method.initial_accumulator_value
+        training = training.model_copy(update={"initial_accumulator_value": start})
     run = RunConfig(
         rate=rounded(config.search.base_rate * setting.multiple),
         warmup_steps=method.warmup_steps,
@@ -153,7 +157,7 @@ def plan_of(
         until=until,
         data=config.data,
         model=model,
-        training=config.training,
+        training=training,
         rule=rule,
     )
     return Plan(run, method.name, setting)

@@ -1,0 +1,248 @@
+"""What a rule costs and saves where nothing is tuned: AUC at seven rates, by the rule and by the accumulator's start.
+
+    python benchmarks/two_lines.py [--out two_lines.jsonl] [--seeds 5] [--set-ups ...] [--show]
+
+Six set-ups: the study's two ranking models on the two logs of the demos (``quick``'s and ``drift``'s), whose embeddings
+are trained by an Adagrad of their own as in the paper; and two models of deepctr-torch 0.3.0, trained by its own
+``fit`` for one epoch, all parameters in the one optimizer that replaces torch's: the two lines as a new user writes
+them. (deepctr-torch also needs scikit-learn, tqdm and requests; without it, its set-ups are left out and it is said.)
+
+Every run appends one line of JSON to ``--out``; what is there is not run again. ``--show`` prints the tables of what is
+there, in which each seed's run is compared with the same seed's run of the reference: torch's Adagrad as it comes
+(no clipping, accumulator from 0) at its best rate. Intervals are of the mean over the seeds, Student's t, 95 %.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from two_lines_table import tables
+
+import surefoot
+from surefoot.data import synthetic
+from surefoot.data.schema import Log, TaskKind
+from surefoot.data.sources import completejourney
+from surefoot.data.windows import MovingWindow
+from surefoot.metrics import auc, evaluate
+from surefoot.models.layers import embedding_tables
+from surefoot.models.ranker import split_parameters
+from surefoot.rules import AdaptiveGradientClip, Clippy, GradientClip, NoClip, Rule, TrustRatio
+from surefoot.study.config import ModelConfig
+from surefoot.study.trial import build_model, fit_label_units
+from surefoot.training.loop import take_step
+
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+FEW_RATES = RATES[::3]  # where a line of seven would tell no more
+LOWER_RATES = (0.003125, 0.00625, 0.0125, 0.025)  # of the reference alone: its best rate must not be the grid's edge
+TABLE_RATE = 0.1  # of embedding tables that have an Adagrad of their own, from 1e-6, unclipped
+APART = "Clippy, tables apart"
+STARTS = (0.1, 1e-3, 1e-6, 0.0)
+RULES: dict[str, Rule] = {
+    "naive": NoClip(),
+    "Clippy": Clippy(),
+    "GC(1)": GradientClip(1.0),
+    "AGC(.1)": AdaptiveGradientClip(0.1),
+    "LAMB(.1)": TrustRatio(0.1),
+}
+OURS = ("completejourney small", "completejourney large+dcn", "drift small", "drift large+dcn")
+THEIRS = ("deepctr MMOE", "deepctr SharedBottom")
+MODELS = {
+    "small": ModelConfig(name="small", hidden=(128, 128)),
+    "large+dcn": ModelConfig(name="large+dcn", hidden=(256, 256, 256, 256), cross_layers=1),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    setup: str
+    rule: str
+    start: float | None  # of the accumulator; Adam has none
+    rate: float
+    seed: int
+
+
+def cells(seeds: int, setups: list[str]) -> Iterator[Cell]:
+    """Yield every run, those that decide the default first.
+
+    Two seeds of everything; then the other seeds of what the paired differences are taken of, Clippy at all rates and
+    the reference at those near its best; then one seed of the other rules.
+    """
+    for seed, setup in product(range(1, seeds + 1), setups):
+        full = seed <= 2
+        for rate in RATES:
+            yield Cell(setup, "Clippy", 1e-6, rate, seed)
+            yield Cell(setup, "Clippy", 0.1, rate, seed)
+            if setup in THEIRS:
+                yield Cell(setup, APART, 1e-6, rate, seed)
+            if full:
+                yield Cell(setup, "Clippy", 0.0, rate, seed)
+        for rate in (*LOWER_RATES, *RATES) if full else (*LOWER_RATES, 0.05, 0.1):
+            if rate > 0.01 or setup in OURS:
+                yield Cell(setup, "naive", 0.0, rate, seed)
+        for rate in RATES if full else (0.05, 0.1, 0.2):
+            yield Cell(setup, "naive", 0.1, rate, seed)
+        for rate in FEW_RATES if full else ():
+            yield Cell(setup, "Clippy", 1e-3, rate, seed)
+            yield Cell(setup, "Adam/10", None, rate, seed)
+            yield Cell(setup, "Adam/10 + Clippy", None, rate, seed)
+    others = (("naive", (1e-3, 1e-6)), *((rule, (1e-6, 0.1)) for rule in ("GC(1)", "AGC(.1)", "LAMB(.1)")))
+    for setup, (rule, starts) in product(setups, others):
+        for start, rate in product(starts, FEW_RATES):
+            yield Cell(setup, rule, start, rate, 1)
+
+
+def optimizer_of(cell: Cell, params: list[nn.Parameter], tables: set[nn.Parameter]) -> Optimizer:
+    """Return what a cell steps with: torch's own Adagrad where nothing is clipped."""
+    if cell.start is None:
+        adam = torch.optim.Adam(params, cell.rate / 10)
+        if cell.rule.endswith("Clippy"):
+            surefoot.clip_updates(adam, Clippy())
+        return adam
+    if cell.rule == APART:
+        dense, apart = [p for p in params if p not in tables], [p for p in params if p in tables]
+        table_group = {"params": apart, "lr": TABLE_RATE, "rule": NoClip(), "initial_accumulator_value": 1e-6}
+        groups = [{"params": dense}, table_group]
+        return surefoot.Adagrad(groups, cell.rate, rule=Clippy(), initial_accumulator_value=cell.start)
+    if cell.rule == "naive":
+        return torch.optim.Adagrad(params, cell.rate, initial_accumulator_value=cell.start)
+    return surefoot.Adagrad(params, cell.rate, rule=RULES[cell.rule], initial_accumulator_value=cell.start)
+
+
+# The study's models, day after day
+
+
+@lru_cache(maxsize=2)
+def load(name: str) -> Log:
+    if name == "completejourney":
+        return completejourney.load(14)
+    return synthetic.make(days=20, rows_per_day=1024, drift_day=14)
+
+
+def run_ours(cell: Cell) -> dict[str, float]:
+    """Train day after day; return the next day's scores, the mean over the last third of the days."""
+    name, model_name = cell.setup.split()
+    log = load(name)
+    torch.manual_seed(cell.seed)
+    model = build_model(MODELS[model_name], log.schema)
+    fit_label_units(model, log)
+    params = split_parameters(model)
+    optimizers = [
+        optimizer_of(cell, list(params.dense.values()), set()),
+        torch.optim.Adagrad(params.embedding.values(), TABLE_RATE, initial_accumulator_value=1e-6),
+    ]
+    last = len(log.days) - 1
+    window = MovingWindow(log, 512 if name == "completejourney" else 128, 3, seed=cell.seed)
+    scores, today, first = list[dict[str, float]](), 0, last - last // 3
+    for day, batch in window.stream(last):
+        if day != today:
+            if day > first:
+                scores.append(score_day(model, log, day))
+            today = day
+        take_step(model, batch, optimizers, log.schema.tasks)
+    scores.append(score_day(model, log, last))
+    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+
+
+@torch.no_grad()
+def score_day(model: nn.Module, log: Log, day: int) -> dict[str, float]:
+    """Return the AUC of the first judged binary task and the RMSE of the first judged regression."""
+    rows = log.day(day)
+    outputs = model(rows.categorical, rows.dense).nan_to_num(0.0, 0.0, 0.0)
+    found = evaluate(outputs, rows.labels, log.schema.tasks, None)
+    judged = [task for task in log.schema.tasks if task.judged]
+    binary = next(task.name for task in judged if task.kind is TaskKind.BINARY)
+    real = next(task.name for task in judged if task.kind is TaskKind.REGRESSION)
+    return {"auc": float(found[f"auc/{binary}"]), "rmse": float(found[f"rmse/{real}"])}
+
+
+# deepctr-torch's models, by its own fit
+
+
+@lru_cache(maxsize=1)
+def deepctr_data() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Return inputs and labels (click, like) of twelve days to train on and the two days after."""
+    log, train = synthetic.make(days=14, rows_per_day=4096), 12
+    rows, cut = log.rows, log.starts[train]
+    columns = {column.name: rows.categorical[:, i].numpy() for i, column in enumerate(log.schema.categorical)}
+    columns |= {name: rows.dense[:, i].numpy() for i, name in enumerate(log.schema.dense)}
+    labels = rows.labels[:, :2].numpy()
+    before, after = ({name: c[part] for name, c in columns.items()} for part in (slice(cut), slice(cut, None)))
+    return before, labels[:cut], after, labels[cut:]
+
+
+def run_theirs(cell: Cell) -> dict[str, float]:
+    """Train one epoch by deepctr-torch's own loop; return the AUC of the first task on the days after."""
+    from deepctr_torch.inputs import DenseFeat, SparseFeat  # pyright: ignore[reportMissingImports]
+    from deepctr_torch.models import multitask  # pyright: ignore[reportMissingImports]
+
+    log = synthetic.make(days=1, rows_per_day=1)
+    columns: list[Any] = [SparseFeat(c.name, c.rows, embedding_dim=8) for c in log.schema.categorical]
+    columns += [DenseFeat(name, 1) for name in log.schema.dense]
+    make: Callable[..., Any] = getattr(multitask, cell.setup.split()[1])
+    model = make(columns, task_types=["binary"] * 2, task_names=["click", "like"], seed=cell.seed)
+    x, y, test_x, test_y = deepctr_data()
+    optimizer = optimizer_of(cell, list(model.parameters()), embedding_tables(model))
+    model.compile(optimizer, loss=["binary_crossentropy"] * 2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            model.fit(dict(x), y, batch_size=256, epochs=1, verbose=0)
+        except (RuntimeError, ValueError) as error:  # its loss refuses outputs that are NaN
+            if "between 0 and 1" not in str(error):
+                raise
+            return {"auc": 0.5}
+        scores = Tensor(model.predict(dict(test_x), 4096))[:, 0].nan_to_num(0.5)
+    return {"auc": float(auc(scores, Tensor(test_y[:, 0])))}
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    started = time.process_time()
+    scores = run_ours(cell) if cell.setup in OURS else run_theirs(cell)
+    return asdict(cell) | scores | {"cpu_seconds": round(time.process_time() - started, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="AUC at seven rates by rule and accumulator start")
+    parser.add_argument("--out", type=Path, default=Path("two_lines.jsonl"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set-ups", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
+    parser.add_argument("--show", action="store_true", help="print the tables of what has been run, run nothing")
+    options = parser.parse_args()
+    torch.sparse.check_sparse_tensor_invariants.disable()
+    if not options.show:
+        setups = list(options.set_ups)
+        if find_spec("deepctr_torch") is None:
+            print("deepctr-torch is not installed: its set-ups are left out")
+            setups = [each for each in setups if each in OURS]
+        done = {Cell(**{k: row[k] for k in Cell.__dataclass_fields__}) for row in read(options.out)}
+        with options.out.open("a") as file:
+            for cell in cells(options.seeds, setups):
+                if cell not in done:
+                    print(json.dumps(run(cell)), file=file, flush=True)
+    print(tables(read(options.out)))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
