@@ -1,7 +1,7 @@
 """The tables of ``two_lines.py``: each run less the same seed's run of torch's Adagrad at its best rate."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -25,18 +25,55 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for setup, by_rule in found.items():
         lines += ["", *_of_setup(setup, by_rule)]
-    return "\n".join(lines)
+    return "\n".join([*_summary(found), "", *lines])
+
+
+SHOWN = (
+    ("naive from 0", "naive", 0.0),
+    ("Clippy from 0.1", "Clippy", 0.1),
+    ("Clippy from 1e-06", "Clippy", 1e-6),
+    ("tables apart", "Clippy, tables apart", 1e-6),
+    ("Adam/10", "Adam/10", None),
+    ("Adam/10 + Clippy", "Adam/10 + Clippy", None),
+)
+
+
+def _summary(found: Mapping[str, dict[tuple[str, float | None], Runs]]) -> list[str]:
+    """Return the lowest and the highest AUC, each the mean over the seeds, of all rates from 0.05 to 3.2."""
+    lines = [
+        "AUC, mean over the seeds: lowest to highest at rates from 0.05 to 3.2 (Adam: a tenth of three of them)",
+        f"{'':27}{'best of naive':>16}" + "".join(f"{name:>20}" for name, _, _ in SHOWN),
+    ]
+    for setup, by_rule in found.items():
+        reference = _complete(by_rule.get(REFERENCE, {}))
+        line = f"{setup:27}{max(map(_mean, reference.values()), default=0.0):>16.2f}"
+        for _, rule, start in SHOWN:
+            means = [_mean(seeds) for rate, seeds in by_rule.get((rule, start), {}).items() if rate >= 0.05]
+            line += f"{f'{min(means):.2f} to {max(means):.2f}' if means else '':>20}"
+        lines.append(line)
+    return lines
+
+
+def _mean(seeds: Mapping[int, float]) -> float:
+    return fmean(seeds.values())
+
+
+def _complete(runs: Runs) -> Runs:
+    """Return the rates that were run with all seeds."""
+    most = max(map(len, runs.values()), default=0)
+    return {rate: seeds for rate, seeds in runs.items() if len(seeds) == most}
 
 
 def _of_setup(setup: str, by_rule: dict[tuple[str, float | None], Runs]) -> list[str]:
     reference = by_rule.get(REFERENCE)
     if not reference:
         return [f"{setup}: the reference has not been run"]
-    most = max(len(seeds) for seeds in reference.values())
-    complete = {rate: seeds for rate, seeds in reference.items() if len(seeds) == most}
-    best = max(complete, key=lambda rate: fmean(complete[rate].values()))
+    complete = _complete(reference)
+    best = max(complete, key=lambda rate: _mean(complete[rate]))
     edge = ", the lowest that was tried" if best == min(complete) else ""
-    lines = [f"{setup}: the reference has {fmean(complete[best].values()):.2f} at rate {best:g}{edge} ({most} seeds)"]
+    lines = [
+        f"{setup}: the reference has {_mean(complete[best]):.2f} at rate {best:g}{edge} ({len(complete[best])} seeds)"
+    ]
     rates = sorted({rate for runs in by_rule.values() for rate in runs if rate >= 0.05})
     lines.append(f"{'':33}{'within':>8}" + "".join(f"{rate:>18g}" for rate in rates))
     for (rule, start), runs in sorted(by_rule.items(), key=lambda item: _order(*item[0])):

@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from surefoot.study.config import RunConfig
+from surefoot.study.engine import LocalEngine, Trial
+from surefoot.study.trial import run_trial
+
 STUDY = """
 name = "long"
 data = {days = 4, rows_per_day = 200000}
@@ -128,3 +132,22 @@ def kill_a_worker(process: subprocess.Popen[str], first: list[int]) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(alive[0], signal.SIGKILL)
+
+
+def test_a_trial_that_starts_from_the_papers_accumulator_does_so_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Whoever trains with it by themselves is told once that it slows the weights."""
+    config = RunConfig.model_validate(
+        {
+            "data": {"days": 4, "rows_per_day": 1024},
+            "model": {"hidden": [4]},
+            "training": {"batch_size": 8, "initial_accumulator_value": 100.0},
+        }
+    )
+    with LocalEngine(workers=1, threads=1) as engine:
+        (result,) = engine.run([Trial(config, tmp_path / "in a study")])
+    assert result["steps"] > 300
+    assert capfd.readouterr().err == ""
+    with pytest.warns(UserWarning, match="expected a lower initial_accumulator_value"):
+        run_trial(config, tmp_path / "alone")

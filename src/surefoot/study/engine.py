@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -174,6 +175,9 @@ class LocalEngine:
 def serve(descriptor: int) -> None:
     """Run the trials that arrive by a pipe, one after another, until it is closed."""
     pipe = Connection(descriptor)
+    warnings.filterwarnings(
+        "ignore", r".* initial_accumulator_value", UserWarning
+    )  # a study's row says where it starts
     while True:
         try:
             trial: Trial = pipe.recv()
