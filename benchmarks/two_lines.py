@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -60,6 +61,11 @@ RULES: dict[str, Rule] = {
     "AGC(.1)": AdaptiveGradientClip(0.1),
     "LAMB(.1)": TrustRatio(0.1),
 }
+SET_UPS = """\
+completejourney: 13 days, batches of 512; drift: 19 days of 1,024 rows, batches of 128, 2 of 8 features change their
+unit on day 14; both: AUC of the next day, the mean over the last third of the days. deepctr: one epoch of 12 days of
+4,096 rows, batches of 256; AUC of the two days after. It is the AUC of the first judged binary task.
+"""
 OURS = ("completejourney small", "completejourney large+dcn", "drift small", "drift large+dcn")
 THEIRS = ("deepctr MMOE", "deepctr SharedBottom")
 MODELS = {
@@ -237,6 +243,8 @@ def main() -> None:
             for cell in cells(options.seeds, setups):
                 if cell not in done:
                     print(json.dumps(run(cell)), file=file, flush=True)
+    print(f"torch {torch.__version__}, deepctr-torch 0.3.0, {platform.machine()}, one thread a run")
+    print(SET_UPS)
     print(tables(read(options.out)))
 
 
