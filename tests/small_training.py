@@ -49,7 +49,7 @@ def clipped_adam(params: Sequence[nn.Parameter]) -> Optimizer:
 
 
 def clippy_adagrad(params: Sequence[nn.Parameter]) -> Optimizer:
-    return surefoot.ClippyAdagrad(params, lr=0.1)
+    return surefoot.ClippyAdagrad.paper(params, lr=0.1)
 
 
 def adagrad(params: Sequence[nn.Parameter]) -> Optimizer:
