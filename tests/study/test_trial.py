@@ -233,7 +233,7 @@ def test_what_was_seen_until_an_interruption_is_on_the_disk(tmp_path: Path):
     config = CAREFUL.model_copy(update={"recovery": None})
     with pytest.raises(Killed):
         run_trial(config, tmp_path, on_step=killed_at(12))
-    assert pl.read_parquet(tmp_path / "monitor/metrics.parts/*.parquet")["step"].to_list() == list(range(12))
+    assert pl.read_parquet(tmp_path / "monitor/metrics.parts/*.parquet")["step"].to_list() == list(range(13))
     assert claim(tmp_path, config).startswith(f"{tmp_path} holds this run, interrupted: starting anew, as only a run")
     run_trial(config, tmp_path)
     assert pl.read_parquet(tmp_path / "monitor" / "metrics.parquet")["step"].to_list() == list(range(40))

@@ -144,6 +144,7 @@ class Monitor:
         self._attribute = attribute
         self._step = 0
         self._pending: tuple[int, Reading, Any] | None = None
+        self._written = -1  # the last step whose row the sinks have
         self._last: tuple[int, Signals] | None = None
         self._values: dict[str, float] = {}
         self.attribution: Attribution | None = None
@@ -220,7 +221,10 @@ class Monitor:
         return self.detector.finish(self._step, scores)
 
     def flush(self) -> None:
-        """Let the sinks write what they hold; ``state_dict`` does so too, so that rows are on the disk before it is."""
+        """Let the sinks write all rows, the last step's too; ``state_dict`` does so, for a run that goes on from it."""
+        if self._pending is not None:
+            step, reading, _ = self._pending  # which the detector sees later
+            self._write(step, _row(self._values_of(step, reading.get())))
         self._tell_sinks("flush")
 
     def _tell_sinks(self, word: str, *arguments: int) -> None:
@@ -258,6 +262,7 @@ class Monitor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; what sinks have of its step and later ones, what is not read yet, the window go."""
         self._step = int(state["step"])
+        self._written = self._step - 1
         self._tell_sinks("rewind", self._step)
         self.detector.load_state_dict(state["detector"])
         self._usual.load_state_dict(state.get("rows", ()))
@@ -331,23 +336,33 @@ class Monitor:
         found = reading.get()
         if self._forms.find(dict(found), self._binary):
             self._forget_window()
-        values = interpreted(found, self._binary, self._masked, self._forms.sums(self.kinds))
-        if step < self._scored_from:
-            values = {name: value for name, value in values.items() if name[0] not in SCORES}
-        self._values = {f"{kind}/{key}": value for (kind, key), value in values.items() if kind != "rows"}
+        values = self._values_of(step, found)
+        self._values = _row(values)
         signals = self._shown(values)
         self._last = step, signals
         was_healthy = self.detector.healthy
         alarm = self.detector.update(step, signals)
         if self.detector.healthy and not was_healthy:
             self._forget_window()  # which holds what the alarm was about: it would become what is usual
-        for sink in self._sinks:
-            with self._harmless(f"writing to {_named(sink)}"):
-                sink(step, self._values)
+        self._write(step, self._values)
         if alarm is not None and batch is not None and self._attribute is not None:
             with self._harmless("attribution"):
                 self.attribution = self._attribute(batch)
         return alarm
+
+    def _values_of(self, step: int, found: list[tuple[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
+        """Return what a step's record says, by kind and key."""
+        values = interpreted(found, self._binary, self._masked, self._forms.sums(self.kinds))
+        return {name: value for name, value in values.items() if step >= self._scored_from or name[0] not in SCORES}
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
+        """Give a step's row to the sinks, if they do not have it."""
+        if step <= self._written:
+            return
+        self._written = step
+        for sink in self._sinks:
+            with self._harmless(f"writing to {_named(sink)}"):
+                sink(step, row)
 
     def _shown(self, values: Mapping[tuple[str, str], float]) -> Signals:
         """Return what the detector is shown: what is finite of a step of few rows is chance, and left out."""
@@ -413,6 +428,11 @@ def _sinks(sinks: Sequence[Sink] | None, folder: Path | str | None, every: int) 
     if sinks is not None:
         return list(sinks)
     return [] if folder is None else default_sinks(Path(folder), every=every)
+
+
+def _row(values: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """Return a step's values by the names that sinks see."""
+    return {f"{kind}/{key}": value for (kind, key), value in values.items() if kind != "rows"}
 
 
 def _named(sink: Sink) -> str:
