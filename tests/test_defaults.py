@@ -54,13 +54,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+def says_which(keywords: Sequence[ast.keyword]) -> bool:
+    names = {keyword.arg for keyword in keywords}
+    return {"dtype", "device"} <= names or None in names  # None: a dict of both, spread
+
+
 def makers_without(source: str) -> list[str]:
     """Return the calls that make a tensor and leave its type or its device to torch's defaults."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             by_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
-            if by_torch and node.func.attr in MAKERS and not {"dtype", "device"} <= {k.arg for k in node.keywords}:
+            if by_torch and node.func.attr in MAKERS and not says_which(node.keywords):
                 found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found
 
@@ -155,6 +160,21 @@ def test_optimizers_under_a_guard_skip_together(default: dict[str, Any]) -> None
         with pytest.warns(RuntimeWarning, match="the step was skipped"):
             same(step(torch.nan), moved)
     assert all((p < 1).all() for p in moved)
+
+
+@over("default", DEFAULTS)
+@over("dims", [1, 2])
+def test_a_sparse_gradient_steps_as_under_float32(dims: int, default: dict[str, Any]) -> None:
+    params = [Parameter(torch.ones(5, 3)) for _ in range(2)]
+    dense = torch.zeros(5, 3)
+    dense[1, 1] = 2.0
+    grad = dense.to_sparse(dims)
+    for p, each in zip(params, (default, {}), strict=True):
+        p.grad = grad.clone()
+        with defaults(**each):
+            ClippyAdagrad([p], LR).step()
+    same([params[0].detach()], [params[1].detach()])
+    assert params[0][1, 1] < 1
 
 
 # What looks on

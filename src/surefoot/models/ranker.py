@@ -34,8 +34,9 @@ class LabelUnits(nn.Module):
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        self.register_buffer("center", torch.zeros(tasks))
-        self.register_buffer("scale", torch.ones(tasks))
+        like_layers = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
+        self.register_buffer("center", torch.zeros(tasks, **like_layers))
+        self.register_buffer("scale", torch.ones(tasks, **like_layers))
 
     def forward(self, outputs: Tensor) -> Tensor:
         """Return (rows, tasks) in the labels' units from (rows, tasks)."""
@@ -67,7 +68,8 @@ def loss_weights(model: nn.Module, tasks: Sequence[Task]) -> Tensor:
     took from past labels.
     """
     units = next((module for module in model.modules() if isinstance(module, LabelUnits)), None)
-    weights = torch.tensor([task.weight for task in tasks], device=next(model.parameters()).device)
+    beside = next(model.parameters())
+    weights = torch.tensor([task.weight for task in tasks], dtype=beside.dtype, device=beside.device)
     return weights if units is None else weights / units.scale.square()
 
 

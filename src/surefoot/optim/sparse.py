@@ -24,7 +24,8 @@ def by_row(grad: Tensor) -> Tensor:
         return grad
     rows, places = _places(grad)
     values = grad.values().new_zeros((len(rows), *grad.shape[1:])).index_put_(places, grad.values())
-    return torch.sparse_coo_tensor(rows[None], values, grad.shape, is_coalesced=True, check_invariants=False)
+    kind = {"dtype": grad.dtype, "device": grad.device}
+    return torch.sparse_coo_tensor(rows[None], values, grad.shape, is_coalesced=True, check_invariants=False, **kind)
 
 
 def at_its_places(by_rows: Tensor, grad: Tensor) -> Tensor:

@@ -59,7 +59,10 @@ class Progress:
 def _packed(rows: Sequence[Row]) -> dict[str, Any]:
     """Return rows of numbers, all of the same names, as one tensor."""
     names = list(rows[0]) if rows else []
-    return {"names": names, "values": torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)}
+    return {
+        "names": names,
+        "values": torch.tensor([list(row.values()) for row in rows], dtype=torch.float64, device="cpu"),
+    }
 
 
 def _unpacked(packed: Mapping[str, Any]) -> list[Row]:
