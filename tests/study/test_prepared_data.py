@@ -14,7 +14,7 @@ from surefoot.data.prepared import PreparedLog
 from surefoot.data.schema import Batch, Log, TaskKind
 from surefoot.errors import InputError
 from surefoot.report.page import write_report
-from surefoot.settings import parse
+from surefoot.settings import dump, load, parse
 from surefoot.study.config import RunConfig, StudyConfig, load_study, with_changes
 from surefoot.study.protocol import run_study
 from surefoot.study.trial import load_log, run_trial
@@ -70,7 +70,7 @@ def test_other_partitions(data: dict[str, int], days: int, folder: str):
 @over(
     "data, sentence",
     {
-        "not there": ({"source": "no/such/folder"}, "no/such/folder has no prepared.json; expected a folder that"),
+        "not there": ({"source": "no/such/folder"}, "no/such/folder does not exist; expected a folder that"),
         "more days than it has": ({"days": 9}, "days is 9; expected 1 to 6, the day partitions of synthetic"),
     },
 )
@@ -126,3 +126,27 @@ def test_metrics_of_a_run_tell_the_grouped_auc(tmp_path: Path):
     assert 0 <= found["gauc/click"] <= 1
     assert "gauc/click" in pl.read_parquet(tmp_path / "run" / "days.parquet").columns
     assert json.loads((tmp_path / "prepared" / "prepared.json").read_text())["schema"]["group"] == "user"
+
+
+def test_a_relative_path_means_the_same_folder_wherever_the_configuration_is_read(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(Path(folder).parent)
+    for relative in ("prepared", "./prepared", f"../{Path(folder).parent.name}/prepared"):
+        kept = dump(parse(RunConfig, {"data": {"source": relative, "days": 4}}, "test"))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "config.toml").write_text(kept)
+        found = load(RunConfig, tmp_path / "config.toml")
+        assert found.data.source == folder
+        assert len(load_log(found.data).days) == found.data.days
+        monkeypatch.chdir(Path(folder).parent)
+    study = with_changes(load_study("smoke"), source="prepared")
+    monkeypatch.chdir(tmp_path)
+    assert study.data.source == folder
+    with pytest.raises(InputError, match=f"data.source is 'prepared'.*{tmp_path}/prepared is none"):
+        parse(RunConfig, {"data": {"source": "prepared"}}, "test")
+
+
+def test_urls_and_our_own_logs_stay_as_they_are():
+    for source in ("s3://bucket/log", "file:///tmp/log", "synthetic", "completejourney"):
+        assert parse(RunConfig, {"data": {"source": source}}, "test").data.source == source

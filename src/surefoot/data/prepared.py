@@ -305,7 +305,9 @@ def _manifest(filesystem: fs.FileSystem, root: str, folder: str) -> dict[str, An
     with told(f"{folder}/{MANIFEST}"):
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
-            raise InputError(f"{folder} has no {MANIFEST}; expected a folder that 'surefoot data prepare' has finished")
+            there = filesystem.get_file_info(root).type != fs.FileType.NotFound
+            what = f"has no {MANIFEST}" if there else "does not exist"
+            raise InputError(f"{folder} {what}; expected a folder that 'surefoot data prepare' has finished")
         if info.type != fs.FileType.File:  # to open a pipe would be to wait for ever
             raise InputError(f"{folder}/{MANIFEST} is a folder, a pipe or a device; expected a file")
         with filesystem.open_input_stream(path) as file:

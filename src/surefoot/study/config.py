@@ -3,6 +3,7 @@
 The same objects in Python or in TOML. Here, at the edge, rules, models and data sets have names.
 """
 
+import os
 import tomllib
 from difflib import get_close_matches
 from importlib.resources import files
@@ -13,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from surefoot import rules
+from surefoot.data.places import is_url
 from surefoot.data.pools import Draw
 from surefoot.data.prepared import MANIFEST, PreparedLog
 from surefoot.errors import InputError
@@ -50,8 +52,13 @@ class DataConfig(_Section, frozen=True):
     def _known(cls, source: str) -> str:
         if source not in LOGS and _folder(source) is None:
             known = choice("", source, list(LOGS)).lstrip()
-            raise ValueError(f"{known}, or the folder of a log that 'surefoot data prepare' has prepared")
-        return source
+            raise ValueError(
+                f"{known}, or the folder of a log that 'surefoot data prepare' has prepared; {Path(source).absolute()} "
+                "is none"
+            )
+        if _folder(source) is None or is_url(source):
+            return source
+        return os.path.abspath(source)  # a configuration that is kept means the same folder wherever it is read
 
     @model_validator(mode="after")
     def _one_partition(self) -> "DataConfig":
