@@ -155,5 +155,17 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "text", type(None): "nothing"}.get(type(value), "a number")
 
 
+def refuse_changed(folder: Path, under: str) -> None:
+    """Refuse files below ``folder / under`` that have changed since their checksums were taken; gone ones are passed.
+
+    Raises:
+        InputError: naming the first.
+    """
+    sums = read_sums(folder) if (folder / SUMS).exists() else {}
+    for name in sums:
+        if name.startswith(f"{under}/") and (folder / name).exists():
+            read_checked(folder / name, folder, sums)
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from surefoot.study.config import RunConfig, StudyConfig, load_study, presets
 from surefoot.study.protocol import run_study
 from surefoot.study.results import Study
 from surefoot.study.runner import Search, Setting, plan_of
-from surefoot.study.trial import assemble, load_log
+from surefoot.study.trial import assemble, load_log, read_result
 
 CONFIG = {
     "name": "tiny",
@@ -205,6 +206,41 @@ def test_a_study_goes_on_from_its_finished_trials_to_the_same_results(finished: 
     assert again.summary == study.summary
     assert [repr(row.scores) for row in again.rows] == [repr(row.scores) for row in study.rows]  # NaN included
     assert kept == {path: (path / "events.jsonl").stat().st_mtime_ns for path in kept}
+
+
+def test_a_damaged_trial_is_named_and_run_again_once_its_folder_is_gone(finished: tuple[Path, Study], tmp_path: Path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    trial = next((out / "trials").glob("*_s0_selection_*"))
+    table = trial / "metrics.parquet"
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=f"{table} has changed since it was written"):
+        run_study(config(), out)
+    shutil.rmtree(trial)
+    assert repr(run_study(config(), out).table()) == repr(finished[1].table())
+    assert trial.exists()
+
+
+DAMAGED = {
+    "not an object": "[]\n",
+    "nested": 100_000 * "[" + "\n",
+    "without a result": '{"event": "finished"}\n',
+    "not text": "\xff\n",
+    "cut short": '{"event": "finished", "verdict": \n',
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_journal_of_an_unfinished_study_is_named(what: str, tmp_path: Path):
+    (tmp_path / "events.jsonl").write_bytes(DAMAGED[what].encode("latin-1"))
+    with pytest.raises(InputError, match=f"{tmp_path}/events.jsonl .*delete the run's folder to have it") as caught:
+        read_result(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_journal_that_a_kill_cut_off_is_of_a_run_to_be_run_again(tmp_path: Path):
+    (tmp_path / "events.jsonl").write_text("{")
+    assert read_result(tmp_path) is None
 
 
 def test_another_study_in_the_folder_is_refused(finished: tuple[Path, Study]):

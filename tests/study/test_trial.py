@@ -1,6 +1,7 @@
 """A run folder: whole, reproducible, refused where it cannot be."""
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,44 @@ def test_a_folder_is_gone_on_with_by_its_own_run_alone(tmp_path: Path):
         claim(tmp_path / "run", CAREFUL)
     with pytest.raises(InputError, match="exists and is not empty"):
         claim(tmp_path / "run" / "monitor", CAREFUL)
+
+
+def a_file(out: Path) -> None:
+    out.write_text("mine")
+
+
+def a_loop(out: Path) -> None:
+    out.symlink_to(out)
+
+
+def below_a_file(out: Path) -> None:
+    out.parent.rmdir()
+    out.parent.write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [(a_file, "File exists"), (a_loop, "Too many levels of symbolic links"), (below_a_file, "Not a directory")],
+)
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(
+    prepare: Callable[[Path], None], reason: str, tmp_path: Path
+):
+    out = tmp_path / "parent" / "out"
+    out.parent.mkdir()
+    prepare(out)
+    steps: list[int] = []
+    with pytest.raises(InputError, match=f"{out} cannot be used: {reason}; expected a folder that can be made"):
+        run_trial(TINY, out, on_step=steps.append)
+    assert steps == []
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_no_half_of_a_file(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+    try:
+        with pytest.raises(InputError, match="metrics.parquet cannot be written: File too large; expected"):
+            run_trial(TINY, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.toml"]
+    assert read_result(tmp_path / "out") is None

@@ -20,6 +20,7 @@ from typing import Any
 
 from surefoot.data.schema import TaskKind
 from surefoot.errors import InputError
+from surefoot.files import SUMS, refuse_changed
 from surefoot.outcomes import Fall, Score, fall_of_method
 from surefoot.study.claim import claimed
 from surefoot.study.config import (
@@ -70,6 +71,8 @@ def run_study(
     kind = TaskKind.REGRESSION if set(tasks[TaskKind.REGRESSION]) & set(judged) else TaskKind.BINARY
     show = _task(config.search.show, tasks[kind], judged, "search.show")
     with claimed(out, config), LocalEngine(workers, config.training.threads, on_lost) as engine:
+        refuse_changed(out, "trials")
+        (out / SUMS).unlink(missing_ok=True)  # of files that may now be run again
         runner = Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
         searches = _search(runner)
         chosen = {search.method.name: search.best() or min(search.scores) for search in searches}

@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -49,6 +50,9 @@ from surefoot.training.loop import Run, train, warm_up
 from surefoot.training.progress import Progress
 
 _CONFIG, _JOURNAL, _WATCHED = "config.toml", "events.jsonl", "monitor"
+
+_RESULT = {"verdict", "onset", "steps", "scored_day"}  # some of what a result has
+_MENDED = "expected the journal of a run: delete the run's folder to have it run again"
 
 
 @lru_cache(maxsize=1)
@@ -182,6 +186,7 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     torch.set_num_threads(config.training.threads)
     log = load_log(config.data)
     parts = assemble(config, log)
+    make_folder(folder)  # before anything is trained that could not be kept
     care = make_care(config, parts, folder)
     detector = Detector() if care is None else care.monitor.detector
     last = len(log.days) - 1
@@ -311,13 +316,24 @@ def total_steps(config: RunConfig) -> int:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run's folder, scores that are not finite as NaN; None if it did not finish."""
+    """Return the result of a finished run's folder, scores that are not finite as NaN; None if it did not finish.
+
+    Raises:
+        InputError: naming the journal, if it is damaged.
+    """
     journal = folder / _JOURNAL
     if not journal.exists():
         return None
-    *_, last = [{}, *read_journal(journal)]
-    if last.get("event") != "finished":
-        return None
+    try:
+        *_, last = [{}, *read_journal(journal)]
+        if last.get("event") != "finished":
+            return None
+        if missing := _RESULT - set(last):
+            raise InputError(f"{journal} has no {min(missing)!r} in its last line; {_MENDED}")
+    except InputError:
+        raise
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{journal} cannot be read: {error}; {_MENDED}") from None
     return {key: math.nan if value is None and "/" in key else value for key, value in last.items() if key != "event"}
 
 
@@ -368,8 +384,11 @@ def _of_constants(run: Run) -> dict[str, float]:
 
 
 def _write(folder: Path, config: RunConfig, run: Run) -> None:
-    """Write all of the folder but the journal."""
-    make_folder(folder)
+    """Write all of the folder but the journal.
+
+    Raises:
+        InputError: naming the file that cannot be written.
+    """
     write_whole(folder / _CONFIG, dump(config))
     days = [{"scored": kind} | row for kind, rows in (("next_day", run.next_day), ("curve", run.curve)) for row in rows]
     for name, rows in (("metrics", run.steps), ("days", days)):
@@ -381,10 +400,15 @@ def _write(folder: Path, config: RunConfig, run: Run) -> None:
 def _write_journal(path: Path, events: list[Event], never_learnt: list[str], result: dict[str, Any]) -> None:
     """Write the journal last, by a rename, so that its presence means that all else is whole."""
     draft = Journal(path.with_suffix(".jsonl.draft"))
-    draft.path.unlink(missing_ok=True)
-    for event in events:
-        draft.write("divergence", **described(event))
-    for task in never_learnt:
-        draft.write("never_learnt", task=task)
-    draft.write("finished", **result)
-    draft.path.rename(path)
+    try:
+        draft.path.unlink(missing_ok=True)
+        for event in events:
+            draft.write("divergence", **described(event))
+        for task in never_learnt:
+            draft.write("never_learnt", task=task)
+        draft.write("finished", **result)
+        draft.path.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.path.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}; expected a folder with room for it") from None
