@@ -299,6 +299,126 @@ def test_harm_that_stays_rolls_back_after_the_look(folder: Path):
     assert loop.events[-1]["reason"] == "no better after a look at 6 batches"
 
 
+BAD_BATCH: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "Clippy from .1": lambda m: surefoot.ClippyAdagrad(m.parameters(), 0.05, initial_accumulator_value=0.1),
+    "Clippy from 1e-6": lambda m: surefoot.ClippyAdagrad(m.parameters(), 0.05, initial_accumulator_value=1e-6),
+    "Adam": lambda m: torch.optim.Adam(m.parameters(), 0.01),
+}
+
+
+def regression(folder: Path, make: Callable[[nn.Module], Optimizer], fault: int | None) -> tuple[float, list[Any]]:
+    """Return the final mean squared error and the events."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
+    optimizer, generator = make(model), torch.Generator().manual_seed(1)
+    monitor = surefoot.Monitor(model, optimizer, kinds={"y": "regression"}, what_if=())
+    recovery = Recovery(model, optimizer, folder, monitor=monitor)
+    loss = torch.zeros(())
+    for step in range(240):
+        x = torch.randn(128, 8, generator=generator)
+        y = x.sum(1) + x[:, 0] * x[:, 1]
+        prediction = model(1e4 * x if step == fault else x)[:, 0]
+        loss = (prediction - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recovery.step(monitor.step({"y": loss}, outputs={"y": prediction}, labels={"y": y}))
+    x = torch.randn(4096, 8, generator=generator)
+    with torch.no_grad():
+        error = (model(x)[:, 0] - x.sum(1) - x[:, 0] * x[:, 1]).square().mean()
+    return float(error), journal.read(folder / "events.jsonl")
+
+
+@over("make", BAD_BATCH)
+def test_an_early_bad_batch_leaves_nothing_in_the_state(make: Callable[[nn.Module], Optimizer], folder: Path):
+    """Its trace in accumulators and momentum would slow the run down for good, though the losses are well again."""
+    twin, events = regression(folder / "twin", make, None)
+    assert events == []
+    for fault in (20, 50):
+        error, events = regression(folder / str(fault), make, fault)
+        assert [event["event"] for event in events] == ["alarm", "rolled_back", "released"]
+        assert (events[1]["steps"], events[1]["rate_factor"]) == (fault, 1.0)
+        assert "times as large as before" in events[1]["reason"]
+        assert error < 2 * twin
+
+
+def spoiled(folder: Path) -> Loop:
+    """Return a loop whose accumulators have taken in a bad batch after 44 steps, with the alarm about it told."""
+    loop = Loop(folder, make=OPTIMIZERS["surefoot"])
+    loop.run(44)
+    for state in loop.optimizers[0].state.values():
+        state["sum"] *= 1e6
+    assert loop.step(Sign(44, "loss")) is Action.ROLLED_BACK
+    assert (loop.events[-1]["checkpoint"], loop.events[-1]["rate_factor"]) == ("step-000000040.pt", 1.0)
+    return loop
+
+
+def test_what_came_at_once_goes_back_to_the_newest_checkpoint_at_the_whole_rate(folder: Path):
+    loop = spoiled(folder)
+    assert set(loop.run(40)) == {Action.NONE}
+    assert loop.told == ["alarm", "rolled_back", "released"]
+    assert (40, Tag.HEALTHY) in [(entry.step, entry.tag) for entry in loop.recovery.checkpoints.entries()]
+
+
+def test_a_newest_checkpoint_that_is_not_well_is_followed_by_a_healthy_one(folder: Path):
+    loop = spoiled(folder)
+    loop.run(1)
+    loop.detector.healthy = False
+    assert loop.step() is Action.ROLLED_BACK
+    assert loop.events[-1]["checkpoint"] == "step-000000010.healthy.pt"
+    assert (loop.events[-1]["rate_factor"], loop.events[-1]["in_a_row"]) == (0.5, 1)
+    assert loop.events[-1]["reason"] == "the newest checkpoint was not healthy"
+    assert [(e.step, e.tag) for e in loop.recovery.checkpoints.entries()][-1] == (40, Tag.SUSPECT)
+    loop.run(5)
+    assert not loop.recovery.holding
+
+
+def test_after_slowing_down_the_trace_is_looked_for_too(folder: Path):
+    loop = Loop(folder, make=OPTIMIZERS["surefoot"])
+    loop.run(44)
+    for state in loop.optimizers[0].state.values():
+        state["sum"] *= 1e6
+    actions = [loop.step(Sign(44, "grad_norm")), *loop.run(3)]
+    assert actions == [Action.SLOWED, Action.NONE, Action.NONE, Action.ROLLED_BACK]
+    assert "times as large as before" in loop.events[-1]["reason"]
+
+
+def test_what_is_not_finite_never_becomes_a_checkpoint(folder: Path):
+    loop = Loop(folder, Ladder(skip=False, confirm=5))
+    loop.run(12)
+    with torch.no_grad():
+        loop.optimizers[1].state[loop.optimizers[1].param_groups[0]["params"][0]]["exp_avg"][0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what is NaN spreads
+        loop.run(10)
+    assert loop.recovery.checkpoints.entries()[-1].step == 10
+    assert loop.told == ["checkpoint_failed"] * 2
+    assert "exp_avg of 3.weight" in loop.events[0]["reason"]
+
+
+def test_a_mask_that_is_not_finite_is_no_trouble(folder: Path):
+    model = nn.Linear(2, 1)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    recovery = Recovery(model, torch.optim.SGD(model.parameters(), 0.1), folder, every=1)
+    recovery.step()
+    assert [entry.step for entry in recovery.checkpoints.entries()] == [0, 1]
+
+
+def test_a_broken_model_is_refused(folder: Path):
+    model = nn.Linear(2, 1)
+    nn.init.constant_(model.bias, torch.nan)
+    with pytest.raises(ValueError, match="model has 'bias' that is NaN or infinite; expected finite weights"):
+        Recovery(model, torch.optim.SGD(model.parameters(), 0.1), folder)
+
+
+def test_checkpoints_are_made_early(folder: Path):
+    """A short run has something to go back to."""
+    loop = Loop(folder, Ladder(roll_back=AT_ONCE), every=500)
+    loop.run(100)
+    assert loop.step(Sign(100, "auc")) is Action.ROLLED_BACK
+    assert loop.events[-1]["steps"] == 70
+
+
 def test_after_a_roll_back_the_model_looks_first_then_goes_on_at_half_the_rate(folder: Path):
     loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3, steps=5)))
     loop.run(44)

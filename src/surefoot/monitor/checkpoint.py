@@ -133,14 +133,19 @@ class Checkpoints:
         """
         return next((entry.path for entry in self._intact({Tag.HEALTHY}, before)), None)
 
-    def latest_healthy_of_all(self, before: int | None = None) -> Path | None:
+    def latest_healthy_of_all(self, before: int | None = None, *, pending: bool = False) -> Path | None:
         """Return the newest that every rank of a distributed run has; elsewhere the same as ``latest_healthy``.
 
         All ranks must call it, each on its own folder.
+
+        Args:
+            before: as for ``latest_healthy``.
+            pending: whether one that is not known to be healthy yet will do.
         """
+        tags = {Tag.HEALTHY, Tag.PENDING} if pending else {Tag.HEALTHY}
         if not (distributed.is_available() and distributed.is_initialized()):
-            return self.latest_healthy(before)
-        mine = {entry.step: entry.path for entry in self._intact({Tag.HEALTHY}, before)}
+            return next((entry.path for entry in self._intact(tags, before)), None)
+        mine = {entry.step: entry.path for entry in self._intact(tags, before)}
         theirs: list[set[int]] = [set()] * distributed.get_world_size()
         distributed.all_gather_object(theirs, set(mine))
         common = set.intersection(*theirs)

@@ -156,6 +156,7 @@ class State:
     hold: int = 0  # batches it looks at, at least, after a bad one
     hold_until: int = 0
     hold_limit: int = 0
+    trial: int = -1  # steps of the checkpoint gone back to, while it is not known to be healthy
     accepted: int = -1  # steps at which data were last taken as they are
     stopped: bool = False
     pending: list[int] = field(default_factory=list)  # checkpoints not tagged yet

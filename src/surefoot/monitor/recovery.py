@@ -1,6 +1,7 @@
 """What a run does about an alarm: the ladder, climbed for any PyTorch loop and written into its journal."""
 
 import errno
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,12 +17,17 @@ from surefoot.monitor.buffers import Buffers
 from surefoot.monitor.checkpoint import Checkpoints, Tag, collect_state, restore_state, step_of
 from surefoot.monitor.journal import Journal
 from surefoot.monitor.ladder import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
-from surefoot.monitor.skips import SkipRung, on_any_rank
+from surefoot.monitor.rhythm import Rhythm
+from surefoot.monitor.skips import SkipRung, largest_of_ranks, on_any_rank
 from surefoot.monitor.snapshot import Stateful, host_copy
+from surefoot.monitor.state_size import Size, growth, not_finite, sizes_of
 from surefoot.monitor.throttle import Throttle
 from surefoot.optim.wrappers import unwrapped, with_in_backward
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what ends no training, not even at its start
+_AT_ONCE = 100.0  # times as large: nothing grows so within the steps between two checkpoints, but by a single step
+_COMPARED = 16  # checkpoints whose states' sizes are remembered
+_OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # signals of many batches at once
 _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 
 
@@ -57,12 +63,15 @@ class Recovery:
         schedulers: of the rate.
         loader: what yields the batches, if it has ``state_dict`` and ``load_state_dict``.
         more: anything else with a state, by name: a ``GradScaler``, an average of weights.
-        every: steps between two checkpoints.
+        every: steps between two checkpoints, at the most; at first there are more (see ``Rhythm``): after 10, 20, ...
+            100, 120, ... steps.
+        seconds: between two checkpoints, at the most, as the last steps were; ``math.inf``: steps alone decide.
         keep: how many healthy checkpoints stay.
         on_roll_back: called before anything goes back, to write down or forget what belongs to the present weights.
 
     Raises:
-        ValueError: if ``every`` or ``keep`` is not above 0, or there is no optimizer.
+        ValueError: if ``every``, ``seconds`` or ``keep`` is not above 0, there is no optimizer, or a weight is not
+            finite.
         InputError: if the folder cannot be written. A disk that is full, now or later, is warned of and ends nothing.
 
     >>> import tempfile, torch
@@ -93,15 +102,21 @@ class Recovery:
         loader: Stateful | None = None,
         more: Mapping[str, Stateful] | None = None,
         every: int = 500,
+        seconds: float = 600.0,
         keep: int = 3,
         on_roll_back: Callable[[], object] = lambda: None,
     ) -> None:
         checks.positive("every", every)
+        if not seconds > 0:
+            raise ValueError(f"seconds is {seconds!r}; expected a number above 0")
         several, stepped = unwrapped(optimizers), with_in_backward(model, optimizers)
         if not stepped:
             raise ValueError("optimizers is empty; expected one or more")
         self.ladder, self.every = ladder, every
-        waiting = 1 + ladder.confirm // every  # so many are saved before the first of them is known to be healthy
+        self._rhythm = Rhythm(every, seconds)
+        waiting = 1 + ladder.confirm // min(
+            every, 10
+        )  # so many are saved before the first of them is known to be healthy
         self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
         self.journal = Journal(Path(folder) / "events.jsonl")
         self._model, self._optimizers, self._loader = model, stepped, loader
@@ -122,6 +137,8 @@ class Recovery:
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
         self._old_detector: dict[str, Any] | None = None  # to be restored once more
         self._buffers = Buffers(model)
+        self._never_finite = self._checked_start()  # buffers: masks
+        self._sizes: dict[int, dict[str, Size]] = {}  # of states, by the steps of the checkpoint
         self._must_resume = bool(self.checkpoints.entries())
         if not self._must_resume:
             self._begin()
@@ -158,6 +175,7 @@ class Recovery:
         self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
         self._throttle.factor = self._state.factor
         self._forget_step()
+        self._note_sizes()
         self._log("resumed", checkpoint=path.name)
         return self._state.steps
 
@@ -239,6 +257,8 @@ class Recovery:
             return self._climb(alarm.step, alarm.signal, alarm.reason)
         if calm:
             state.clean += 1
+            if state.rung is Action.SLOWED and state.clean == _CALM and (action := self._undo_trace("")):
+                return action
             self._go_on()
         elif state.clean:  # wrong again, and no word of what
             state.onset, state.clean, state.deadline = state.steps - 1, 0, state.steps + self.ladder.patience
@@ -246,8 +266,17 @@ class Recovery:
             return self._climb(state.onset, "", f"no better {self.ladder.patience} steps later")
         return Action.NONE
 
+    def _checked_start(self) -> set[str]:
+        """Return the names of the buffers that are not finite to begin with, such as masks."""
+        wrong = not_finite(self._model, self._optimizers)
+        weights = {name for name, _ in self._model.named_parameters()}
+        if bad := sorted(wrong & weights):
+            raise ValueError(f"model has {bad[0]!r} that is NaN or infinite; expected finite weights to begin with")
+        return wrong
+
     def _begin(self) -> None:
         """Save the state at the start, which counts as healthy."""
+        self._note_sizes()
         try:
             self.checkpoints.save(0, self._collect())
             self.checkpoints.tag_healthy(0)
@@ -268,7 +297,7 @@ class Recovery:
         self._throttle.factor = state.factor
         if state.clean >= self.ladder.confirm:
             self._tag(state.steps - self.ladder.confirm)
-        if state.steps % self.every == 0:
+        if self._rhythm.due(state.steps):
             self._save()
 
     def _tag(self, up_to: int) -> None:
@@ -286,14 +315,20 @@ class Recovery:
         state.pending = [step for step in state.pending if step > up_to]
 
     def _save(self) -> None:
-        """Save a checkpoint, not tagged yet; a full disk ends no training."""
-        state = self._state
-        try:
-            self.checkpoints.save(state.steps, self._collect())
-        except OSError as error:
-            self._tell_failed(error)
+        """Save a checkpoint, not tagged yet; a full disk ends no training, and what is not finite is not saved."""
+        state, began = self._state, time.monotonic()
+        wrong = not_finite(self._model, self._optimizers) - self._never_finite
+        if on_any_rank(bool(wrong)):
+            self._log("checkpoint_failed", reason=f"{', '.join(sorted(wrong)) or 'another rank'} is not finite")
         else:
-            state.pending.append(state.steps)
+            self._note_sizes()
+            try:
+                self.checkpoints.save(state.steps, self._collect())
+            except OSError as error:
+                self._tell_failed(error)
+            else:
+                state.pending.append(state.steps)
+        self._rhythm.begin(state.steps, took=time.monotonic() - began, agree=largest_of_ranks)
 
     def _tell_failed(self, error: OSError) -> None:
         self._log("checkpoint_failed", reason=str(error))
@@ -319,7 +354,7 @@ class Recovery:
             return self._slow(ladder.slow, reason)
         if ladder.roll_back is not None and state.roll_backs < ladder.roll_back.at_most:
             if ladder.roll_back.look and state.rung not in (Action.LOOKING, Action.SLOWED):
-                return self._begin_look(ladder.roll_back, reason)
+                return self._undo_trace(reason) or self._begin_look(ladder.roll_back, signal, reason)
             action = self._go_back(ladder.roll_back, reason)
             if action is not Action.NONE:
                 return action
@@ -343,17 +378,20 @@ class Recovery:
         self._throttle.factor = self._state.lower(self._state.factor * slow.factor, slow.steps)
         self._log("slowed", rate_factor=self._state.factor, reason=reason)
 
-    def _go_back(self, how: RollBack, reason: str) -> Action:
-        """Roll back if there is something to go back to; rather slow down first than unlearn data accepted since."""
+    def _go_back(self, how: RollBack, reason: str, *, at_once: bool = False) -> Action:
+        """Roll back if there is something to go back to; rather slow down first than unlearn data accepted since.
+
+        What came at once, within a step, came after the newest checkpoint before it: that one is tried first.
+        """
         state, slow = self._state, self.ladder.slow
-        path = self.checkpoints.latest_healthy_of_all(state.onset)
+        path = self.checkpoints.latest_healthy_of_all(state.onset, pending=at_once)
         if path is None:
             return Action.NONE
         if step_of(path) < state.accepted and slow is not None and state.rung is not Action.SLOWED:
             return self._slow(slow, reason)
-        return self._roll_back(how, path, reason)
+        return self._roll_back(how, path, reason, at_once=at_once)
 
-    def _roll_back(self, how: RollBack, path: Path, reason: str) -> Action:
+    def _roll_back(self, how: RollBack, path: Path, reason: str, *, at_once: bool) -> Action:
         """Put everything but the loader back, and look at the next batches first."""
         state, back_to = self._state, step_of(path)
         self._on_roll_back()
@@ -362,14 +400,18 @@ class Recovery:
             saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
         restore_state(saved, self._model, self._optimizers, **self._parts)
         self._forget_step()
+        self._sizes = {step: sizes for step, sizes in self._sizes.items() if step <= back_to}
+        self._note_sizes()
         try:
             self.checkpoints.tag_suspect(back_to)
         except OSError as error:
             self._tell_failed(error)
-        state.pending = []
+        state.pending = [step for step in state.pending if step <= back_to]
         state.roll_backs += 1
         state.rolled_at = state.steps
-        self._throttle.factor = state.lower(how.factor**state.roll_backs, how.steps)
+        whole = at_once and state.rung is not Action.SLOWED  # not the rate was wrong, but a batch
+        self._throttle.factor = state.lower(how.factor ** (state.roll_backs - whole), how.steps)
+        state.trial = back_to if back_to in state.pending else -1
         if back_to < state.accepted:  # these weights do not know the data as they are now
             state.accepted = state.steps
             self._start_detector_anew()
@@ -390,8 +432,32 @@ class Recovery:
         )
         return self._take(Action.ROLLED_BACK, state.hold)
 
-    def _begin_look(self, how: RollBack, reason: str) -> Action:
+    def _undo_trace(self, reason: str) -> Action | None:
+        """Go back at once if the batches since the onset have left something in the state that losses do not show.
+
+        Momentum goes on pushing where a bad batch pointed, and an accumulator that has learnt it makes all steps small.
+        """
+        state, how = self._state, self.ladder.roll_back
+        steps = [step for step in self._sizes if step <= state.onset]
+        if how is None or not steps or state.roll_backs >= how.at_most:
+            return None
+        trace = growth(sizes_of(self._model, self._optimizers), self._sizes[max(steps)])
+        ratio, words = trace or (0.0, "")
+        (ratio,) = largest_of_ranks([ratio])
+        if not ratio:
+            return None
+        action = self._go_back(how, "; ".join(filter(None, (reason, words))), at_once=ratio > _AT_ONCE)
+        return None if action is Action.NONE else action
+
+    def _note_sizes(self) -> None:
+        """Remember how large the states are now, to be compared with later."""
+        self._sizes[self._state.steps] = sizes_of(self._model, self._optimizers)
+        self._sizes = {step: self._sizes[step] for step in sorted(self._sizes)[-_COMPARED:]}
+
+    def _begin_look(self, how: RollBack, signal: str, reason: str) -> Action:
         self._log("looking", batches=how.look, reason=reason)
+        if self._monitor is not None and signal not in _OF_WINDOW:  # in which the bad batch would stay for long
+            self._monitor.load_state_dict(self._monitor.state_dict())
         self._hold(how.look, how.look)
         return self._take(Action.LOOKING, how.look)
 
@@ -415,6 +481,10 @@ class Recovery:
             self._throttle.held = False
             action = self._go_back(how, f"no better after a look at {how.look} batches")
             return self._release("released") if action is Action.NONE else action
+        if not calm and state.trial > 0:  # perhaps these weights were harmed already: older ones will tell
+            state.onset, state.roll_backs = max(0, state.trial - 1), state.roll_backs - 1
+            if (action := self._go_back(how, "the newest checkpoint was not healthy")) is not Action.NONE:
+                return action
         if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
             self._lower(self.ladder.slow, alarm.reason)  # not the data: the step that it would take is too large
         if not calm and state.steps >= state.hold_limit:  # healthy weights find it so: that is how data are now
@@ -443,7 +513,7 @@ class Recovery:
 
     def _release(self, event: str) -> Action:
         state = self._state
-        self._throttle.held = False
+        self._throttle.held, state.trial = False, -1
         self._log(event, batches_held=state.steps - state.held_from)
         self._take(state.rung)
         return Action.NONE

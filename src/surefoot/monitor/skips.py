@@ -56,3 +56,12 @@ def on_any_rank(flag: bool) -> bool:
     flags = [False] * distributed.get_world_size()
     distributed.all_gather_object(flags, flag)
     return any(flags)
+
+
+def largest_of_ranks(numbers: list[float]) -> list[float]:
+    """Return of each number the largest on any rank of a distributed run, all of which must ask; elsewhere itself."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return numbers
+    theirs: list[list[float]] = [[]] * distributed.get_world_size()
+    distributed.all_gather_object(theirs, numbers)
+    return [max(each) for each in zip(*theirs, strict=True)]
