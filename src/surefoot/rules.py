@@ -120,6 +120,13 @@ def checked(rule: object, name: str) -> Rule:
         raise TypeError(f"{name} is the class {rule.__name__}; expected an object, such as surefoot.{rule.__name__}()")
     if not isinstance(rule, Rule):
         raise TypeError(f"{name} is {rule!r}; expected a rule object, such as surefoot.Clippy()")
+    try:
+        hash(rule)
+    except TypeError:
+        raise TypeError(
+            f"{name} is {rule!r}, which has no hash; expected a rule that stays as it is: make "
+            f"{type(rule).__name__} a @dataclass(frozen=True) whose fields have one"
+        ) from None
     return rule
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from surefoot import checks
 from surefoot.optim import checkpoint, eager, kernel, nonfinite, sharding
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
+from surefoot.optim.group_keys import refuse_ignored
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.optim.slow_start import SlowStart
 from surefoot.rules import Clippy, NoClip, Rule, Scope, checked
@@ -38,7 +39,7 @@ class Adagrad(Optimizer):
         epsilon: where eps stands. An enum here and in ``accumulate`` and ``nonfinite``, or its value.
         accumulate: when G takes in the squared gradient.
         weight_decay: decoupled, :math:`w \leftarrow w - \eta \cdot weight\_decay \cdot w`, before the step and
-            outside the rule's bound.
+            outside the rule's bound. Under a sparse gradient only the rows that it touches decay.
         maximize: go up the gradient instead of down.
         nonfinite: what happens when a gradient is NaN or infinite; by default the whole step is skipped, by
             selection, so that weights, state and step counters stay bit-equal.
@@ -100,7 +101,13 @@ class Adagrad(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as ``torch.optim.Optimizer`` does, after checking its options."""
+        """Add a group, as ``torch.optim.Optimizer`` does, after checking its options.
+
+        Keys of schedulers and notes of the user's own stay in it; one that asks for something and would be ignored, an
+        option of a rule or of another optimizer or a misspelt one, is refused.
+        """
+        if isinstance(param_group, dict):
+            refuse_ignored(param_group, ("params", "param_names", *self.defaults))
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1])
@@ -109,16 +116,18 @@ class Adagrad(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_fused": self._fused, "_nonfinite": self._nonfinite}
+        own = {"_fused": self._fused, "_nonfinite": self._nonfinite, "_skipped": self.skipped_steps}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # also called by load_state_dict
+        before = self.skipped_steps if "_skips" in self.__dict__ else 0  # also called by load_state_dict
+        super().__setstate__({key: value for key, value in state.items() if key != "_skipped"})
         self._slow_start = getattr(self, "_slow_start", None) or SlowStart(type(self).__name__)
-        self._forget()
+        self._forget(state.get("_skipped", before))
 
-    def _forget(self) -> None:
+    def _forget(self, skipped: int = 0) -> None:
         self._last: list[tuple[list[Tensor], Rule, Tensor]] = []  # parameters, rule, measure of the last move
-        self._skips = nonfinite.Skips(type(self).__name__)
+        self._skips = nonfinite.Skips(type(self).__name__, skipped)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -183,15 +192,14 @@ class Adagrad(Optimizer):
         """Take over a state of this optimizer or of ``torch.optim.Adagrad``.
 
         Accumulators keep their type, float32 beside bfloat16 weights for example. Options that the state does not have
-        stay as they were constructed. A rule is compared, not made from the file.
+        stay as they were constructed. A rule is compared, not made from the file. Hooks that are registered for
+        loading see the state as it was saved, and may adapt it.
 
         Raises:
             ValueError: if the state is another optimizer's, lacks keys, has other groups or another rule, or was made
                 with coupled weight decay or a decaying rate, which this optimizer does not have.
         """
-        groups = checkpoint.merged_groups(state_dict, self.param_groups)
-        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
-        checkpoint.restore_types(self, state_dict)
+        checkpoint.load(self, super().load_state_dict, state_dict)
         for group in self.param_groups:
             _check(group)
 

@@ -1,5 +1,6 @@
 """Taking over the state of an optimizer: what fits is loaded, what does not is refused with a reason."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -8,6 +9,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _FOREIGN = ("lr_decay", "foreach", "differentiable", "fused")  # options of torch.optim.Adagrad that are not ours
+
+
+def load(optimizer: Optimizer, load_state_dict: Callable[[dict[str, Any]], object], state_dict: dict[str, Any]) -> None:
+    """Load a state by torch's ``load_state_dict``, whose hooks may change it first, accumulators as they then are.
+
+    Raises:
+        ValueError: naming what does not fit, when the hooks have adapted the state.
+    """
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"state_dict is a {type(state_dict).__name__}; expected a dict, as state_dict() returns it")
+    final: dict[str, Any] = {}
+
+    def merge(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+        groups = merged_groups(adapted, optimizer.param_groups)
+        final.update(adapted)
+        return {"state": adapted["state"], "param_groups": groups}
+
+    hooks = [
+        optimizer.register_load_state_dict_pre_hook(merge),  # the last
+        optimizer.register_load_state_dict_post_hook(lambda _: restore_types(optimizer, final), prepend=True),
+    ]
+    try:
+        load_state_dict(state_dict)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def merged_groups(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Adagrad with Clippy: for a whole ranking model, as the paper has it, and as TensorFlow Recommenders has it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class ClippyAdagrad(Adagrad):
     A group may also say so itself: ``{"params": tables, "rule": NoClip(), "lr": 0.1}`` beside clipped groups.
 
     Args:
-        params: parameters or parameter groups, as for ``Adagrad``.
+        params: parameters or parameter groups, as for ``Adagrad``; a group may also set ``relative`` and ``absolute``.
         lr: the learning rate.
         relative: Clippy's bound on a weight's change relative to itself.
         absolute: Clippy's bound in units of the weight.
@@ -76,6 +77,21 @@ class ClippyAdagrad(Adagrad):
             nonfinite=nonfinite,
             fused=fused,
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its ``relative``, ``absolute`` and ``accumulator_relative`` are of its own Clippy.
+
+        Raises:
+            ValueError: if it has a rule as well, or an option is out of range.
+        """
+        names = [each.name for each in fields(Clippy)]
+        bounds = {key: param_group[key] for key in names if key in param_group} if isinstance(param_group, dict) else {}
+        if bounds:
+            if "rule" in param_group:
+                raise ValueError(f"params has a group with a rule and {', '.join(bounds)}; expected one of the two")
+            rest = {key: value for key, value in param_group.items() if key not in bounds}
+            param_group = {**rest, "rule": replace(self.defaults["rule"], **bounds)}
+        super().add_param_group(param_group)
 
     @classmethod
     def for_model(
@@ -197,7 +213,8 @@ class ClippyAdagrad(Adagrad):
             absolute: ``absolute_threshold`` there.
             accumulator_relative: ``accumulator_relative_threshold`` there.
             initial_accumulator_value: the accumulator's start.
-            eps: ``epsilon`` there.
+            eps: ``epsilon`` there, likewise held in float32: give ``float(numpy.float32(1e-7))`` to follow it to the
+                last digit with float64 weights.
             accumulate: ``"before"`` is ``use_standard_accumulator_update=True`` there, ``"after_clipped"`` is
                 ``clip_accumulator_update=True``.
             weight_decay: decoupled, outside the bound.

@@ -167,7 +167,7 @@ def parameter_groups(
 
     Args:
         model: the model, after whatever replaces its parameters (``to_empty``).
-        lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets its own copy.
+        lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets a 0-d copy.
         embedding_lr: the rate of the embedding tables; None is ``lr``.
         embedding_rule: of the embedding tables: ``NoClip()`` leaves them unclipped in an optimizer that clips.
         embedding_initial_accumulator_value: what their Adagrad starts from.
@@ -325,7 +325,7 @@ def _group(part: list[Assignment]) -> dict[str, Any]:
     # names beside the parameters, not in tuples with them: optimizers that know nothing of names take these too
     group = {"params": [a.param for a in part], "param_names": [a.name for a in part], **part[0].options}
     if isinstance(group["lr"], Tensor):
-        group["lr"] = group["lr"].clone()  # a scheduler may write into it
+        group["lr"] = group["lr"].reshape(()).clone()  # a scheduler may write into it
     return group
 
 

@@ -53,8 +53,8 @@ def readable(flag: Tensor) -> bool:
 class Skips:
     """Counts skipped steps where the gradients are, and tells of the first one: late rather than by a wait."""
 
-    def __init__(self, where: str) -> None:
-        self._where, self._told, self._known = where, False, 0
+    def __init__(self, where: str, known: int = 0) -> None:
+        self._where, self._told, self._known = where, known > 0, known
         self._flagged: Tensor | None = None
         self._seen: Tensor | None = None  # what the host has heard of it
 
