@@ -18,7 +18,7 @@ test-all: .venv/ready
 
 # trainers that nobody here wrote; without their packages `make test` leaves these tests out
 test-clients: .venv/clients-ready
-	$(BIN)/pytest tests/clients -m "slow or not slow"
+	$(BIN)/pytest tests/clients -m "slow or not slow" -n 2 --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Trainers that nobody here wrote, and what surefoot does in them."""
