@@ -83,6 +83,18 @@ def test_a_task_that_has_learnt_nothing_has_nothing_to_lose():
     assert verdict(SHAKEN, [1.0] * len(SHAKEN)) is Verdict.MICRO
 
 
+def test_a_rare_task_alone_is_not_killed_by_its_first_batches():
+    """Its loss starts at log 2; beside a constant that knows how few positives a batch has, that is 12 or 28 times."""
+    detector, draw = Detector(), random.Random(3)
+    for step in range(300):
+        loss = max(0.056, 0.69 * 0.9**step) * (1 + 0.02 * draw.gauss(0, 1))
+        constant = draw.choice([0.025, 0.056, 0.056, 0.08])
+        relative = loss / constant if step < 40 else 1.0 + 0.02 * abs(draw.gauss(0, 1))
+        detector.update(step, Signals(losses={"rare": loss}, relative_losses={"rare": relative}))
+    assert detector.finish(300) is not Verdict.FULL
+    assert detector.never_learnt == ["rare"]
+
+
 def test_a_task_that_still_ranks_has_not_ended_at_a_constant():
     """Log-loss of rare positives can end near a constant's though the task ranks well; rows apart say so."""
     for low, expected in ((0.7, Verdict.MICRO), (0.5, Verdict.FULL)):

@@ -123,9 +123,9 @@ class Detector:
 
         - a run that was shaken, if a task that was once clearly better than a constant prediction ends at one, even if
           it never rose itself, and no longer ranks, where its AUC is known;
-        - a run whose tasks all end at a constant prediction, or one in which a task that never learnt does, after a
-          loss in the first ``window`` steps past one and a half times the first, or after one of ten times a
-          constant's: a single step can kill a network;
+        - a run whose tasks all end at a constant prediction, after a loss in the first ``window`` steps past one and a
+          half times the first, or, if one of them had learnt something, after any event; and one in which a task does
+          that has learnt nothing, after a loss ten times a constant's: a single step can kill a network;
         - a run in which a task ends clearly worse than a constant prediction.
 
         Args:
@@ -262,7 +262,7 @@ class Detector:
             return list(dead), min(dead.values()), f"learnt nothing after the jump at step {min(dead.values())}"
         jumps = [road.first_jump for road in roads.values() if road.first_jump is not None]
         unranked = all(road.is_constant() and not self._ranks(task, scores) for task, road in roads.items())
-        if roads and unranked and (onsets or jumps):
+        if roads and unranked and (jumps or (onsets and any(road.has_learnt for road in roads.values()))):
             first = min(onsets + jumps)
             return list(roads), first, f"ended at a constant prediction after the jump at step {first}"
         bad = [task for task, road in roads.items() if scores.get(task, FreshScore()).is_worthless(road.is_worthless())]

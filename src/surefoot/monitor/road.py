@@ -152,7 +152,7 @@ class Road:
         if self.first is None:
             self.first, self.first_step = (value, step) if finite else (None, 0)
         elif self.first_jump is None and step - self.first_step < self.limits.window and value > 1.5 * self.first:
-            self.first_jump = step
+            self.first_jump = step if self._loss_rose(loss) else None
         self.recent.append(value if finite else math.inf)
         if loss is not None:
             self.recent_losses.append(loss if math.isfinite(loss) else math.inf)
@@ -252,8 +252,12 @@ class Road:
             self.first_loss = loss
         if self.shock is not None or self.first is None or not value > _SHOCK * max(self.first, 1.0):
             return
-        if loss is None or self.first_loss is None or not loss <= 1.5 * self.first_loss:  # else the labels are odd
+        if self._loss_rose(loss):
             self.shock = step
+
+    def _loss_rose(self, loss: float | None) -> bool:
+        """Whether the loss, if it is known, is past one and a half times the first: else a constant did well."""
+        return loss is None or self.first_loss is None or not loss <= 1.5 * self.first_loss
 
     def _note_best(self) -> None:
         healthy = self.accepted.median
