@@ -1,8 +1,9 @@
 """Adagrad with Clippy on the CPU in one pass over memory: compiled on first use by the machine's own C++ compiler.
 
-The kernel rounds each operation once. torch's own operations, which are the eager path, may take a square root that is
-one unit in the last place (ulp) away, and round a product and a sum together, as the processor has it. Unclipped
-weights of the two paths therefore differ by at most 6 ulp of the largest of |w| before, |w| after, and the step.
+The kernel rounds the accumulator's product and sum together, every other operation alone. torch's own operations, which
+are the eager path, do so as the processor has it, so that accumulators may be one unit in the last place (ulp) apart,
+and take square roots that may be one more away. From equal states, the two paths' unclipped weights therefore differ by
+at most 8 ulp of the largest of |w| before, |w| after, and the step.
 
 A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update. Beside measuring first, that
 differs by at most 6 ulp of M, the larger of |w| and the rate. Since |r| <= 1 when the accumulator leads, everything
