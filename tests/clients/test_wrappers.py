@@ -154,7 +154,7 @@ def test_clip_updates_reaches_the_steps(wrap: Callable[[Model], Wrapped]) -> Non
     assert max(float(sigma) for sigma in handle.clip_factors().values()) < 1
 
 
-@pytest.mark.parametrize("wrap", [wrap for wrap in WRAPPERS.values() if wrap is not of_lightning])
+@each_wrapper
 def test_a_guard_keeps_a_nan_away(wrap: Callable[[Model], Wrapped]) -> None:
     model = Model()
     given, _ = wrap(model)
