@@ -22,7 +22,7 @@ from surefoot.data.sources import kuairand
 from surefoot.data.windows import MovingWindow
 from surefoot.metrics import evaluate
 from surefoot.models.layers import FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, split_parameters, task_heads
+from surefoot.models.ranker import LabelUnits, Ranker, split_parameters, task_heads
 from surefoot.training.loop import take_step
 
 
@@ -89,11 +89,14 @@ rows = [column.rows for column in log.schema.categorical]
 def next_day_aucs(rule: surefoot.Rule, rate: float) -> list[float]:
     """Train through the log; return the AUC of clicks on every day but the first."""
     torch.manual_seed(0)
+    units = LabelUnits(len(tasks))  # heads begin at each task's mean or base rate, as the first day has it
+    units.fit([log.day(0).labels], tasks)
     model = Ranker(
         embedding=FeatureEmbedding(rows, 8, widths=widths),
         interaction=torch.nn.Identity(),
         bottom=SharedBottom(8 * len(rows) + len(log.schema.dense), (64, 64), len(tasks)),
         heads=task_heads(tasks, 64),
+        units=units,
     )
     dense, embedding = split_parameters(model)
     optimizers = [
