@@ -140,7 +140,7 @@ def _print_tables(results: "Study") -> None:
     """Print the table, a block for each model, and what the paper's own grid alone would have said."""
     summary = results.summary
     lines = results.table()
-    title = f"{summary.name}: {summary.data} to {summary.days[-2]}, scored on {summary.days[-1]}"
+    title = f"{summary.name}: {summary.data} to {summary.days[-2].rpartition(' to ')[2]}, scored on {summary.days[-1]}"
     scores = (f"AUC %\n{summary.select_by}", f"{summary.show_metric.upper()}\n{summary.show}")
     heads = ("rate", "threshold", *scores, "diverged", "falls\noff")
     table = plain_table(title, "", *heads)

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import polars as pl
 import pytest
 
+from report.conftest import resum
 from report.test_page import page
 from surefoot.report.closeup import around, close_up, ratio_map, timeline
 from surefoot.report.folder import Results, read
+from surefoot.rules import NoClip
+from surefoot.study.config import RULES
 
 
 def data(figure: go.Figure) -> list[dict[str, Any]]:
@@ -80,3 +84,24 @@ def test_a_run_that_was_not_watched_leaves_a_sentence(study: Path, tmp_path: Pat
         shutil.rmtree(copy / "trials" / entry["trial"])
     assert all(close_up(read(copy), model) is None for model in read(copy).models)
     assert "did not diverge, or its run was not watched" in page(copy)
+
+
+def test_every_rule_that_was_asked_is_drawn_a_new_one_too(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    entry = read(copy).summary["close_ups"][0]
+    path = copy / "trials" / entry["trial"] / "monitor" / "metrics.parquet"
+    rows = pl.read_parquet(path)
+    first = next(name for name in rows.columns if name.startswith("what_if/Clippy/"))
+    rows.with_columns(pl.col(first).alias(first.replace("Clippy", "NewRule"))).write_parquet(path)
+    resum(copy)
+    results = read(copy)
+    seen = close_up(results, entry["model"])
+    assert seen is not None
+    layer = seen.layers[first.removeprefix("what_if/Clippy/")]
+    traces = data(around(results, seen))
+    drawn = [t["name"] for t in traces if t.get("meta") == {"choice": layer} and "would give" in t["name"]]
+    asked = [name for name, kind in RULES.items() if kind is not NoClip]
+    assert len(asked) >= 5
+    assert len(drawn) == len(asked) + 1  # rules.ALL but the one that clips nothing, and the new one
+    assert drawn[-1] == "NewRule would give"

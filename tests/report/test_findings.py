@@ -108,6 +108,18 @@ def test_a_rule_other_than_clippy_may_win() -> None:
     assert "GC with threshold 0.1 holds at every rate up to 16x (none of 5 runs diverged)." in found.details
 
 
+def test_every_clippy_of_a_study_is_in_the_headline_and_the_better_one_compared() -> None:
+    other = method("Clippy from 0.1", "clippy")
+    results = study(
+        (other, "small", (0.9, 0.9, 7), (0.91, 0.912)),
+        (CLIPPY, "small", (0.9, 0.9, 0.9), (0.92, 0.922)),
+        (GC, "small", (0.9, 0.9, 0.9), (0.96, 0.962)),
+    )
+    headline = findings(results)[0].headline
+    assert "Clippy from 0.1, untuned, diverges at 16x (1 of 1 run); Clippy, untuned, holds at every rate" in headline
+    assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x has 92.10" in headline
+
+
 @pytest.mark.parametrize(
     ("warmed", "said"),
     [

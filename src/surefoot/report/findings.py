@@ -57,14 +57,15 @@ def entries(results: Results, model: str) -> list[Entry]:
 
 def _finding(results: Results, model: str) -> Finding:
     points = 100 * results.config["search"]["fall_off"]
-    plain, clippy = _first(results, "plain"), _clippy(results)
+    plain, clippies = _first(results, "plain"), [method for method in results.methods if method.rule == "clippy"]
     leads = [(plain, _plain_name(plain))] if plain else []
-    leads += [(clippy, _clippy_name(clippy))] if clippy else []
-    rest = [method for method in results.methods if method not in (plain, clippy) and not method.warmed_up]
+    leads += [(clippy, _clippy_name(clippy)) for clippy in clippies]
+    rest = [method for method in results.methods if method not in (plain, *clippies) and not method.warmed_up]
     ranked = entries(results, model)
+    reference = next((entry.who for entry in ranked if entry.who in {clippy.name for clippy in clippies}), None)
     headline = [
         text.stability(model, _fallings(results, model, leads), points),
-        text.quality(results.last_day, ranked, clippy.name if clippy else None),
+        text.quality(results.last_day, ranked, reference),
     ]
     floor = final_score(results, results.floor, results.floor, results.metric) if results.floor else None
     against = text.against_floor(ranked[0], floor) if ranked and floor and floor.values else ""
@@ -144,10 +145,6 @@ def _leader(found: Sequence[Entry]) -> Entry | None:
 
 def _first(results: Results, quality: str) -> Method | None:
     return next((method for method in results.methods if getattr(method, quality)), None)
-
-
-def _clippy(results: Results) -> Method | None:
-    return next((method for method in results.methods if method.rule == "clippy"), None)
 
 
 def _plain_name(method: Method) -> str:
