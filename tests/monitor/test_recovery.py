@@ -45,7 +45,7 @@ class Told:
     """A detector that finds what it is told to, and remembers what it was shown."""
 
     def __init__(self) -> None:
-        self.healthy, self.shown = True, 0
+        self.healthy, self.shown, self.has_learnt = True, 0, True
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -452,6 +452,35 @@ def test_it_waits_for_bad_data_to_pass(folder: Path):
     assert not loop.recovery.holding
     assert loop.told == ["alarm", "rolled_back", "alarm", "released"]
     assert loop.events[-1]["batches_held"] == 15
+
+
+@over("learnt", {"learnt": True, "untrained": False})
+def test_weights_that_have_learnt_nothing_cannot_say_that_data_are_bad(learnt: bool, folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop.detector.has_learnt = learnt
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.step()
+    loop.detector.healthy = False
+    loop.step(Sign(45, "relative_loss"))
+    loop.run(2)
+    assert loop.recovery.holding is learnt
+    assert loop.detector.healthy is not learnt  # it starts anew
+    assert loop.told[:3] == ["alarm", "rolled_back", "alarm"]
+    assert loop.told[3:] == ([] if learnt else ["released"])
+
+
+@over("signal", {"loss": "loss", "not finite": "non_finite"})
+def test_but_any_weights_can_say_so_of_a_loss_that_is_far_too_large(signal: str, folder: Path):
+    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop.detector.has_learnt = False
+    loop.run(44)
+    loop.step(Sign(43, "auc"))
+    loop.step()
+    loop.detector.healthy = False
+    loop.step(Sign(45, signal))
+    loop.run(2)
+    assert loop.recovery.holding
 
 
 def test_an_early_signal_while_it_looks_is_of_the_rate_and_not_of_the_data(folder: Path):

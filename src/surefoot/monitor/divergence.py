@@ -145,6 +145,11 @@ class Detector:
         return self.verdict
 
     @property
+    def has_learnt(self) -> bool:
+        """Whether any task has been better than a constant prediction."""
+        return any(road.has_learnt for road in self._roads.values())
+
+    @property
     def never_learnt(self) -> list[str]:
         """The tasks that have been shown for 128 steps and were never better than a constant prediction."""
         return [

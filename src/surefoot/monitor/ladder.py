@@ -157,6 +157,7 @@ class State:
     hold_until: int = 0
     hold_limit: int = 0
     trial: int = -1  # steps of the checkpoint gone back to, while it is not known to be healthy
+    excused: bool = False  # whether weights that have learnt nothing found a batch odd, which says nothing
     accepted: int = -1  # steps at which data were last taken as they are
     stopped: bool = False
     pending: list[int] = field(default_factory=list)  # checkpoints not tagged yet

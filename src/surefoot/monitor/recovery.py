@@ -464,7 +464,7 @@ class Recovery:
     def _hold(self, batches: int, longest: int) -> None:
         """Take no step for some batches."""
         state = self._state
-        state.held_from, state.hold = state.steps, batches
+        state.held_from, state.hold, state.excused = state.steps, batches, False
         state.hold_until, state.hold_limit = state.steps + batches, state.steps + longest
         self._throttle.held = batches > 0
 
@@ -472,6 +472,7 @@ class Recovery:
         """Judge a batch on which no step was taken."""
         state, how = self._state, self.ladder.roll_back
         assert how is not None
+        calm = calm or self._excused(alarm)
         state.clean = state.clean + 1 if calm else 0
         if state.rung is Action.LOOKING:
             if state.clean >= _CALM:
@@ -495,6 +496,16 @@ class Recovery:
             state.hold_until = state.steps + state.hold
         return Action.NONE if state.steps < state.hold_until else self._release("released")
 
+    def _excused(self, alarm: Alarm | None) -> bool:
+        """Return whether no more is wrong than that weights which have learnt nothing do worse on one batch than on
+        another: that tells of its labels, and not that the data are bad.
+        """
+        state = self._state
+        if alarm is None or state.rung is Action.LOOKING:
+            return state.excused
+        state.excused = alarm.signal == "relative_loss" and not getattr(self._detector, "has_learnt", True)
+        return state.excused
+
     def _learn(self, alarm: Alarm | None) -> Action:
         """Let the run learn data that have just been accepted, which looks like harm: smaller steps at the most."""
         state = self._state
@@ -514,6 +525,9 @@ class Recovery:
     def _release(self, event: str) -> Action:
         state = self._state
         self._throttle.held, state.trial = False, -1
+        if state.excused:  # its alarm, too, is of these weights
+            self._start_detector_anew()
+            state.excused = False
         self._log(event, batches_held=state.steps - state.held_from)
         self._take(state.rung)
         return Action.NONE
