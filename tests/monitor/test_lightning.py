@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from surefoot.monitor.lightning import MonitorCallback
 from surefoot.monitor.recorder import Monitor
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
+from surefoot.optim.guard import guard
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's own
@@ -123,3 +124,41 @@ def test_without_lightning_it_says_so_when_a_callback_is_made(monkeypatch: pytes
     finally:
         monkeypatch.undo()
         importlib.reload(module)
+
+
+class Manual(lightning.LightningModule):
+    """Two optimizers under a guard, stepped by hand: Lightning gives each a closure that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.linears = torch.nn.ModuleList([torch.nn.Linear(4, 1) for _ in range(2)])
+        self.moved: list[list[bool]] = []
+
+    def configure_optimizers(self) -> Any:
+        several = [
+            ClippyAdagrad(self.linears[0].parameters(), lr=0.1),
+            torch.optim.SGD(self.linears[1].parameters(), 0.1),
+        ]
+        guard(*several)
+        return several
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        losses = [mse_loss(linear(x)[:, 0], y) for linear in self.linears]
+        weights = [linear.get_parameter("weight") for linear in self.linears]
+        before = [weight.detach().clone() for weight in weights]
+        self.manual_backward(losses[0] + losses[1] * (torch.nan if batch_idx == 2 else 1.0))
+        for optimizer in self.optimizers():  # pyright: ignore[reportGeneralTypeIssues]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.moved.append([not weight.equal(old) for weight, old in zip(weights, before, strict=True)])
+
+
+def test_a_guard_holds_under_manual_optimization(tmp_path: Path) -> None:
+    module = Manual()
+    x = torch.randn(64, 4)
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path} | dict.fromkeys(quiet, False)
+    lightning.Trainer(**settings).fit(module, DataLoader(TensorDataset(x, x[:, 0]), batch_size=16))
+    assert module.moved == [[True, True], [True, True], [False, False], [True, True]]
