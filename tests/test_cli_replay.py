@@ -64,3 +64,12 @@ def test_a_full_folder_is_refused_before_anything_runs(capsule: Path):
     done = CliRunner().invoke(app, ["replay", str(capsule), "--out", str(capsule)])
     assert isinstance(done.exception, InputError)
     assert "exists and is not empty; expected a new or an empty folder" in str(done.exception)
+
+
+def test_of_a_loop_of_ones_own_it_shows_what_was_recorded(tmp_path: Path):
+    folder = capsule_of(TINY, tmp_path / "capsules", alarm=5, written=None).folder
+    done = CliRunner().invoke(app, ["replay", str(folder), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0
+    assert "> 5" in done.stdout
+    assert "Missing without your model and step function: " in done.stdout
+    assert json.loads((tmp_path / "out" / "replay.json").read_text())["equal"] is None

@@ -15,7 +15,7 @@ from surefoot.data.prepared import PreparedLog
 from surefoot.errors import InputError
 from surefoot.settings import dump
 from surefoot.study.config import DataConfig
-from surefoot.study.replay import examine
+from surefoot.study.replay import Examined, examine
 
 
 @pytest.fixture
@@ -129,4 +129,6 @@ def test_for_a_capsule_no_url_is_opened_that_its_reader_did_not_name(listener: s
 def test_a_capsule_is_replayed_on_the_log_that_its_reader_names(tmp_path: Path):
     config = TINY.model_copy(update={"data": TINY.data.model_copy(update={"source": "s3://bucket/log"})})
     folder = capsule_of(TINY, tmp_path, alarm=1, after=0, written=dump(config)).folder
-    assert examine(folder, data="synthetic").replay.difference is None
+    found = examine(folder, data="synthetic")
+    assert isinstance(found, Examined)
+    assert found.replay.difference is None

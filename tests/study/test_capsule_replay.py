@@ -1,8 +1,10 @@
 """The capsule of a configured run: built again from its configuration, under its rule or another."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,11 @@ from study.recorded_run import DRIFT, TINY, capsule_of
 from surefoot.data.schema import Batch
 from surefoot.errors import InputError
 from surefoot.monitor import capsule_files
-from surefoot.monitor.capsule_files import Capsule
+from surefoot.monitor.capsule_files import Capsule, StepRecord
 from surefoot.settings import dump
 from surefoot.study import replay_tables
 from surefoot.study.config import RuleConfig, RunConfig
-from surefoot.study.replay import examine, rebuild
+from surefoot.study.replay import Examined, Recorded, examine, rebuild
 from surefoot.study.trial import run_trial
 from surefoot.training.replay import replay
 from surefoot.training.survival import levels
@@ -27,8 +29,15 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Capsule:
     return capsule_of(DRIFT, tmp_path_factory.mktemp("drift"), alarm=225)
 
 
+def examined(folder: Path, **options: Any) -> Examined:
+    """Examine the capsule of a configured run."""
+    found = examine(folder, **options)
+    assert isinstance(found, Examined)
+    return found
+
+
 def test_naive_falls_on_the_drift_day_and_clippy_would_have_survived(drifted: Capsule):
-    found = examine(drifted.folder, rule="clippy")
+    found = examined(drifted.folder, rule="clippy")
     assert found.replay.difference is None
     assert found.replay.surroundings == []
     assert list(found.went_on) == ["naive", "clippy"]
@@ -50,7 +59,7 @@ def test_going_on_past_the_capsule_is_the_run_itself(tmp_path: Path):
     """Batches after the capsule's end are those that the run would have had."""
     short = capsule_of(TINY, tmp_path / "short", alarm=10, after=0)
     long = capsule_of(TINY, tmp_path / "long", alarm=20, after=0)
-    found = examine(short.folder, rule="naive", steps=10)
+    found = examined(short.folder, rule="naive", steps=10)
     assert [seen.step for seen in found.went_on["clippy"]] == list(range(21))
     assert [seen.losses for seen in found.went_on["clippy"]] == [record.losses for record in long.steps]
 
@@ -69,7 +78,7 @@ def test_a_warm_up_and_a_rule_with_arguments(tmp_path: Path):
     config = TINY.model_copy(
         update={"warmup_steps": 30, "rule": RuleConfig.model_validate({"name": "agc", "threshold": 0.02})}
     )
-    found = examine(capsule_of(config, tmp_path, alarm=20).folder)
+    found = examined(capsule_of(config, tmp_path, alarm=20).folder)
     assert (found.own, found.replay.difference, found.went_on) == ("agc", None, {})
 
 
@@ -79,7 +88,7 @@ def test_the_rows_of_a_spoilt_batch_are_named_with_their_columns(tmp_path: Path)
             batch.dense[17, 3] = torch.nan
 
     capsule = capsule_of(TINY, tmp_path, alarm=20, spoil=spoil)
-    found = examine(capsule.folder, bisect_batch=True)
+    found = examined(capsule.folder, bisect_batch=True)
     assert found.bisection is not None
     (row,) = found.bisection.rows
     assert (row.number, row.values[0].column) == (17, "dense_3")
@@ -96,7 +105,6 @@ def test_the_rows_of_a_spoilt_batch_are_named_with_their_columns(tmp_path: Path)
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (None, "has no config.toml, as it is of a loop of your own; expected a capsule of 'surefoot train'"),
         ("rate = ", "config.toml is not TOML: "),
         ("rote = 1.0", "config.toml: rote is not a known key; the closest is 'rate'"),
         (dump(TINY.model_copy(update={"rule": RuleConfig(name="gc")})), "cannot be replayed: state_dict's group 0"),
@@ -127,3 +135,60 @@ def test_every_capsule_of_a_run_that_was_slowed_held_and_rolled_back_is_equal_bi
 def test_an_unknown_rule_is_told_before_anything_runs(drifted: Capsule):
     with pytest.raises(InputError, match=r"^--rule is 'clipy'; expected one of naive, .*\(closest: clippy\)$"):
         examine(drifted.folder, rule="clipy")
+
+
+# The first steps of a run
+
+
+def test_a_rule_is_judged_though_the_alarm_is_at_the_first_step(tmp_path: Path):
+    found = examined(capsule_of(TINY, tmp_path, alarm=0, after=20).folder, rule="gc", steps=20)
+    for seen in found.went_on.values():
+        for level in levels(seen, 0, names=found.judged, relative=True).values():
+            assert (math.isnan(level.before), level.limit, level.survived) == (True, 1.5, True)
+    words = [part for part in replay_tables.page(found) if isinstance(part, str)]
+    assert words[-2:] == [f"Under {rule} the run survives, to step 20." for rule in ("clippy", "gc")]
+
+
+def test_rows_that_cannot_be_looked_for_do_not_hide_what_was_replayed(tmp_path: Path):
+    found = examined(capsule_of(TINY, tmp_path, alarm=2).folder, bisect_batch=True)
+    assert (found.replay.difference, found.bisection) == (None, None)
+    words = [part for part in replay_tables.page(found) if isinstance(part, str)]
+    assert words[-1].startswith(
+        "Rows were not looked for: step 2 shows no loss, gradient norm or Clippy ratio out of line"
+    )
+
+
+# A loop of one's own
+
+
+def test_of_a_loop_of_ones_own_it_shows_what_was_recorded_and_what_is_missing(tmp_path: Path):
+    capsule = capsule_of(TINY, tmp_path, alarm=20, spoil=spoil_at_20, written=None)
+    found = examine(capsule.folder, rule="clippy", bisect_batch=True)
+    assert isinstance(found, Recorded)
+    words = [part for part in replay_tables.page(found) if isinstance(part, str)]
+    assert words[0] == "Alarm at step 20: the relative loss of rating rose."
+    assert "nothing was run: it holds the steps 0 to 24 and 1 snapshots" in words[1]
+    assert words[2].startswith("Missing without your model and step function: ")
+    losses, norms = [part for part in replay_tables.page(found) if not isinstance(part, str)]
+    assert [row[0] for row in losses.sections[0]] == [f"{'> ' if step == 20 else ''}{step}" for step in range(14, 25)]
+    assert losses.sections[0][6][1] == f"{capsule.steps[20].losses['click']:.3g}"
+    layer = norms.sections[0][0][0]
+    norm = capsule.steps[20].norms[layer]
+    assert norms.sections[0][0][3] == f"{min(1.0, 0.1 / norm):.2g}"
+    numbers = replay_tables.document(found)
+    assert numbers["equal"] is None
+    assert len(numbers["steps"]) == 25
+    with pytest.raises(InputError, match="--rule is 'clipy'"):
+        examine(capsule.folder, rule="clipy")
+
+
+def spoil_at_20(step: int, batch: Batch) -> None:
+    if step == 20:
+        batch.dense[[5, 40]] *= 1e3
+
+
+def test_factors_of_norms_that_are_not_finite_are_not_made_up():
+    record = StepRecord(0, None, None, {}, {}, {"a": math.nan, "b": 0.0, "c": 0.2, "d": math.inf}, True, {})
+    factors = Recorded(None, [record]).factors(record)  # pyright: ignore[reportArgumentType]
+    assert math.isnan(factors["gc"]["a"])
+    assert [factors["gc"][layer] for layer in "bcd"] == [1.0, 0.5, 0.0]

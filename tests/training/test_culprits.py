@@ -16,8 +16,13 @@ from surefoot.data.schema import Batch
 from surefoot.errors import InputError
 from surefoot.monitor.capsule import Ring
 from surefoot.monitor.capsule_files import Capsule
-from surefoot.training.culprits import Bisection, bisect
-from surefoot.training.replay import Training, replay
+from surefoot.training.culprits import (
+    _NOTHING,  # pyright: ignore[reportPrivateUsage]
+    Bisection,
+    _signal,  # pyright: ignore[reportPrivateUsage]
+    bisect,
+)
+from surefoot.training.replay import Seen, Training, replay
 from surefoot.training.rows import rows_in, take_rows
 
 AT = 40
@@ -198,13 +203,33 @@ def test_a_loop_that_raises_on_what_is_not_finite(tmp_path: Path):
 
 def test_nothing_out_of_line_is_said(tmp_path: Path):
     capsule = capsule_of(lambda batch: None, tmp_path)
-    said = f"step {AT} shows no loss, gradient norm or Clippy ratio above those of the steps before"
+    said = f"step {AT} shows no loss, gradient norm or Clippy ratio out of line with those of the 32 steps before, 1.25"
     with pytest.raises(InputError, match=said):
         bisect(capsule, training(), event=AT)
-    with pytest.raises(InputError, match="step 2 cannot be looked into: the capsule holds the steps 0 to 42; expected"):
+    with pytest.raises(InputError, match="out of line with those of the 1 steps before, 2 times the highest of them"):
         bisect(capsule, training(), event=2)
     with pytest.raises(InputError, match="step 99 cannot be looked into"):
         bisect(capsule, training(), event=99)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+def test_an_event_in_the_first_steps_is_looked_into(at: int, tmp_path: Path):
+    found = bisect(capsule_of(nan_row, tmp_path, at=at), training(), event=at)
+    assert ([row.number for row in found.rows], found.complete) == ([17], True)
+
+
+@pytest.mark.parametrize(
+    ("value", "steps", "out"), [(31.5, 40, False), (45.0, 40, True), (45.0, 7, False), (63.0, 7, True)]
+)
+def test_a_little_more_than_before_blames_no_row(value: float, steps: int, out: bool):
+    """31.5 where 31.1 was the highest is what happens in any run."""
+    seen = [Seen(step, {"rating": 31.1 - step % 3}, {}, _NOTHING) for step in range(steps)]
+    seen.append(Seen(steps, {"rating": value}, {}, _NOTHING))
+    if out:
+        assert _signal(seen, {}, 3).healthy == 31.1
+        return
+    with pytest.raises(InputError, match=f"step {steps} shows no loss, gradient norm or Clippy ratio out of line"):
+        _signal(seen, {}, 3)
 
 
 def test_rows_are_taken_from_every_part_that_has_them():

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from surefoot import rules
 from surefoot.data.places import is_url
 from surefoot.data.schema import Batch, Task
 from surefoot.data.windows import MovingWindow
@@ -63,7 +64,8 @@ class Examined:
         replay: of its steps.
         own: the name of the run's own rule.
         went_on: by rule's name, the run's own first, its steps gone on with after the event; empty if not asked for.
-        bisection: the search for rows, or None if it was not asked for.
+        bisection: the search for rows, or None if it was not asked for, or could not be made.
+        not_searched: why it could not.
     """
 
     capsule: Capsule
@@ -72,12 +74,40 @@ class Examined:
     own: str
     went_on: dict[str, list[Seen]]
     bisection: Bisection | None
+    not_searched: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the capsule of somebody else's loop holds; without that loop it cannot be run.
+
+    Args:
+        capsule: the capsule.
+        steps: those that were seen to their end.
+    """
+
+    capsule: Capsule
+    steps: list[StepRecord]
+
+    def factors(self, step: StepRecord) -> dict[str, dict[str, float]]:
+        """Return the factors that follow from gradient norms alone, by rule and layer; of dense gradients."""
+        whole = math.hypot(*step.norms.values())
+        norms = {"gc": step.norms, "global_gc": dict.fromkeys(step.norms, whole)}
+        thresholds = {"gc": rules.GradientClip().threshold, "global_gc": rules.GlobalGradientClip().threshold}
+        return {
+            rule: {layer: _factor(norm, thresholds[rule]) for layer, norm in each.items()}
+            for rule, each in norms.items()
+        }
+
+
+def _factor(norm: float, threshold: float) -> float:
+    return 1.0 if norm <= threshold else threshold / norm  # NaN for NaN
 
 
 def examine(
     folder: Path, *, rule: str | None = None, steps: int = 64, bisect_batch: bool = False, data: str | None = None
-) -> Examined:
-    """Replay the capsule of a configured run.
+) -> Examined | Recorded:
+    """Replay the capsule of a configured run; of another one return what it recorded.
 
     Args:
         folder: the capsule's.
@@ -87,9 +117,13 @@ def examine(
         data: the folder or URL of the log, if it is not where the configuration says.
 
     Raises:
-        InputError: if the capsule is missing, damaged or not of a configured run, or the rule is unknown.
+        InputError: if the capsule is missing or damaged, or the rule is unknown.
     """
     capsule = capsule_files.read(folder)
+    if capsule.config is None:
+        if rule is not None:
+            _rule(rule)
+        return Recorded(capsule, [step for step in capsule.steps if step.observed])
     own = rebuild(capsule, data=data)
     # a wrong name is told before anything runs
     others = [] if rule is None else [rebuild(capsule, rule, ladder_to=capsule.event, data=data)]
@@ -105,8 +139,13 @@ def examine(
         each.config.rule.name: go_on(capsule, each.training, more=each.more(capsule, left), what_if={})
         for each in ([rebuild(capsule, ladder_to=capsule.event, data=data), *others] if others else [])
     }
-    found = bisect(capsule, rebuild(capsule, data=data).training) if bisect_batch else None
-    return Examined(capsule, own.judged, result, own.config.rule.name, went_on, found)
+    found, reason = None, ""
+    if bisect_batch:
+        try:
+            found = bisect(capsule, rebuild(capsule, data=data).training)
+        except InputError as error:  # what the replay has shown is worth no less
+            reason = str(error)
+    return Examined(capsule, own.judged, result, own.config.rule.name, went_on, found, reason)
 
 
 def rebuild(

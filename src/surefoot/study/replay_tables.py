@@ -3,16 +3,19 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from surefoot.study.replay import Examined
+from surefoot.monitor.capsule_files import Capsule, StepRecord
+from surefoot.study.replay import Examined, Recorded
 from surefoot.training.culprits import Bisection, Culprit
 from surefoot.training.replay import Replay, Seen
 from surefoot.training.rows import Unusual
 from surefoot.training.survival import Level, levels
 
+_Step = TypeVar("_Step", Seen, StepRecord)
 BEFORE, AFTER = 6, 6  # steps shown around the event
 _LAYERS = 12  # in the what-if table, those that Clippy would have clipped most
+_LOSSES = 6  # of a loop of one's own, as many as fit
 _ROWS = 12  # of a batch, in the table of culprits
 _KINDS = {
     "norm": "the gradient norm of",
@@ -42,7 +45,7 @@ def outcome(result: Replay) -> str:
     return where + ("" if result.surroundings else " Versions, processor and settings are those of the record.")
 
 
-def around(seen: Sequence[Seen], event: int) -> list[Seen]:
+def around(seen: Sequence[_Step], event: int) -> list[_Step]:
     """Return the steps to show."""
     return [each for each in seen if event - BEFORE <= each.step <= event + AFTER]
 
@@ -99,6 +102,8 @@ def verdict(rule: str, levels: Mapping[str, Level], last: int) -> str:
     """Return in a sentence whether the run survives under a rule."""
     if any(math.isnan(level.end) for level in levels.values()):
         return f"Under {rule} it cannot be told: there are too few steps after the event."
+    if any(math.isnan(level.limit) for level in levels.values()):
+        return f"Under {rule} it cannot be told: there is no step before the event to compare with."
     lost = [f"{name.rpartition('/')[2]} ends at {_number(x.end)}" for name, x in levels.items() if not x.survived]
     if not lost:
         return f"Under {rule} the run survives, to step {last}."
@@ -128,18 +133,77 @@ def culprits(found: Bisection) -> Table:
     return Table("rows whose removal avoids it", ("row of\nbatch", "row of\nlog", "column", "value", "before"), [rows])
 
 
-def page(found: Examined) -> list[str | Table]:
+def page(found: Examined | Recorded) -> list[str | Table]:
     """Return all there is to say, in order."""
-    result, alarm = found.replay, found.capsule.alarm or {}
-    said = (
-        f"Alarm at step {alarm['step']}: {alarm.get('reason', 'no reason given')}." if "step" in alarm else "No alarm."
-    )
-    parts: list[str | Table] = [said, outcome(result)]
+    if isinstance(found, Recorded):
+        return _recorded(found)
+    result = found.replay
+    parts: list[str | Table] = [_alarm(found.capsule), outcome(result)]
     if result.difference is not None:
         parts += [f"Not as it was: {words}." for words in result.surroundings]
     parts += [trajectory(result.steps, result.event, found.judged), what_if(result.steps, result.event)]
     parts += _rules(found)
+    if found.not_searched:
+        parts.append(f"Rows were not looked for: {found.not_searched}.")
     return parts if found.bisection is None else [*parts, finding(found.bisection), culprits(found.bisection)]
+
+
+def _alarm(capsule: Capsule) -> str:
+    alarm = capsule.alarm or {}
+    return (
+        f"Alarm at step {alarm['step']}: {alarm.get('reason') or 'no reason given'}."
+        if "step" in alarm
+        else "No alarm."
+    )
+
+
+def _recorded(found: Recorded) -> list[str | Table]:
+    """Return what the capsule of somebody else's loop shows without being run, and what it does not."""
+    capsule, steps = found.capsule, found.steps
+    said = [
+        _alarm(capsule),
+        f"The capsule is of a loop of your own, and nothing was run: it holds the steps {capsule.steps[0].step} to "
+        f"{capsule.steps[-1].step} and {len(capsule.snapshots)} snapshots of weights and states, whole and undamaged.",
+    ]
+    missing = (
+        "Missing without your model and step function: whether it replays bit for bit, the factors of agc, lamb and "
+        "clippy, another rule (--rule), the rows (--bisect-batch). docs/replay.md has the lines to replay it in Python."
+    )
+    if not steps:
+        return [*said, "No step of it was seen to its end: neither losses nor norms are known.", missing]
+    shown, names = around(steps, capsule.event), list(steps[-1].losses)[:_LOSSES]
+    rows = [
+        (
+            f"{'> ' if each.step == capsule.event else ''}{each.step}",
+            *(_number(each.losses.get(name, math.nan)) for name in names),
+            _number(math.hypot(*each.norms.values()) if each.norms else math.nan),
+        )
+        for each in shown
+    ]
+    heads = ("step", *(name.rpartition("/")[2] for name in names), "gradient\nnorm")
+    return [*said, Table("losses, before each step, as recorded", heads, [rows]), _norms(found), missing]
+
+
+def _norms(found: Recorded) -> Table:
+    """Return the gradient norms at the event, of the layers that rose most, and the factors that follow from them."""
+    at = next((each for each in found.steps if each.step == found.capsule.event), found.steps[-1])
+    before = [each for each in found.steps if each.step < at.step]
+    highest = {layer: max((each.norms.get(layer, 0.0) for each in before), default=math.nan) for layer in at.norms}
+    rise = {layer: norm / highest[layer] if highest[layer] else math.inf for layer, norm in at.norms.items()}
+    order = sorted(at.norms, key=lambda layer: -_worst_first(rise[layer]))[:_LAYERS]
+    factors = found.factors(at)
+    rows = [
+        (
+            layer,
+            _number(at.norms[layer]),
+            _number(highest[layer]),
+            *(_number(each[layer], 2) for each in factors.values()),
+        )
+        for layer in at.norms
+        if layer in order
+    ]
+    title = f"gradient norms at step {at.step}, and the factors that follow from them: sigma"
+    return Table(title, ("", "norm", "highest\nbefore", *factors), [rows])
 
 
 def _rules(found: Examined) -> list[str | Table]:
@@ -153,8 +217,16 @@ def _rules(found: Examined) -> list[str | Table]:
     return [table, *(verdict(rule, each, found.went_on[rule][-1].step) for rule, each in by_rule.items())]
 
 
-def document(found: Examined) -> dict[str, Any]:
+def document(found: Examined | Recorded) -> dict[str, Any]:
     """Return all of it in what JSON can hold."""
+    if isinstance(found, Recorded):
+        steps = [
+            {"step": each.step, "losses": each.losses, "norms": each.norms, "factors": found.factors(each)}
+            for each in found.steps
+        ]
+        capsule = found.capsule
+        told = {"capsule": str(capsule.folder), "alarm": capsule.alarm, "event": capsule.event, "equal": None}
+        return _plain({**told, "steps": steps})
     result = found.replay
     return _plain(
         {
@@ -169,6 +241,7 @@ def document(found: Examined) -> dict[str, Any]:
             "steps": [_asdict(each) for each in result.steps],
             "went_on": {rule: [_asdict(each) for each in seen] for rule, seen in found.went_on.items()},
             "bisection": None if found.bisection is None else asdict(found.bisection),
+            "not_searched": found.not_searched,
         }
     )
 

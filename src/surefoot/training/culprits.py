@@ -17,7 +17,8 @@ from surefoot.training.replay import Seen, Training, as_recorded, begin, run
 from surefoot.training.rows import Unusual, rows_in, strangeness, take_rows
 
 _REACH = 3  # steps before the event whose batch may be to blame
-_BEFORE = 2 * _REACH  # steps that there must be before it
+_OUT_OF_LINE = 1.25  # times the highest of the steps before: less happens in any run
+_FEW_STEPS, _OUT_OF_LINE_OF_FEW = 8, 2.0  # before which steps say little of what is usual
 _FEW = 24  # rows found one by one; more are no longer a few bad rows
 _RECENT = 32  # steps before the event that say what is healthy
 _NOTHING = Hindsight({}, {})
@@ -93,13 +94,14 @@ def bisect(
 ) -> Bisection:
     """Find the rows whose removal avoids the event, by halving.
 
-    The event is a number of its step, a loss, a gradient's norm or Clippy's ratio, that is not finite or lies above all
-    of the steps before: of the alarm's task or layer if it names one, else the one farthest out. If it goes away when
-    a step just before it is not taken, that step's batch is searched, else the event's own. Rows with the most unusual
-    values are tried first; removing means that the step is taken on the other rows.
+    The event is a number of its step, a loss, a gradient's norm or Clippy's ratio, that is not finite or lies a quarter
+    above all of the steps before (a loss twice as high, if there are fewer than 8): of the alarm's task or layer if it
+    names one, else the one farthest out. If it goes away when a step just before it is not taken, that step's batch is
+    searched, else the event's own. Rows with the most unusual values are tried first; removing means that the step is
+    taken on the other rows.
 
     Args:
-        capsule: as ``capsule_files.read`` returns it, with at least a few healthy steps before the event.
+        capsule: as ``capsule_files.read`` returns it; healthy steps before the event say what is usual.
         training: made as the recorded one, its rule included.
         event: the step to look at; by default the capsule's.
         take: returns some rows of a batch.
@@ -111,16 +113,16 @@ def bisect(
     """
     event = capsule.event if event is None else event
     places = {record.step: i for i, record in enumerate(capsule.steps)}
-    if event not in places or places[event] < _BEFORE:
+    if event not in places:
         raise InputError(
             f"step {event} cannot be looked into: the capsule holds the steps {capsule.steps[0].step} to "
-            f"{capsule.steps[-1].step}; expected one of them with {_BEFORE} before it"
+            f"{capsule.steps[-1].step}; expected one of them"
         )
     with as_recorded(capsule):
         begin(capsule, training, rules="compare")
         records = capsule.steps[: places[event] + 1]
         search = _Search(training, records, take, trials)
-        signal = _signal(search.seen, capsule.alarm or {})
+        signal = _signal(search.seen, capsule.alarm or {}, search.reach)
         return search.bisect(signal)
 
 
@@ -134,7 +136,8 @@ class _Search:
         self.limit = trials
         self.states: dict[int, Plain] = {}
         self.seen: list[Seen] = []
-        first = len(records) - 1 - _REACH
+        self.reach = min(_REACH, (len(records) - 1) // 2)  # as many steps before those say what is healthy
+        first = len(records) - 1 - self.reach
         self.seen += run(training, records[:first], {})
         for i in range(first, len(records)):
             live = snapshot.live_state(training.model, training.optimizers, training.others)
@@ -143,7 +146,7 @@ class _Search:
 
     def bisect(self, signal: Signal) -> Bisection:
         last = len(self.records) - 1
-        blamed = next((i for i in range(last - 1, last - 1 - _REACH, -1) if self._avoided(signal, i, None)), last)
+        blamed = next((i for i in range(last - 1, last - 1 - self.reach, -1) if self._avoided(signal, i, None)), last)
         record = self.records[blamed]
         batch = self.training.batch_of(record)
         count = rows_in(batch)
@@ -219,22 +222,25 @@ def _run(training: Training, records: Sequence[StepRecord]) -> list[Seen]:
     return seen
 
 
-def _signal(seen: Sequence[Seen], alarm: Mapping[str, Any]) -> Signal:
+def _signal(seen: Sequence[Seen], alarm: Mapping[str, Any], reach: int) -> Signal:
     """Return the number of the last step that is farthest above those of the steps before, the alarm's own first."""
-    before, event = seen[-1 - _REACH - _RECENT : -1 - _REACH], seen[-1]
+    last, event = len(seen) - 1 - reach, seen[-1]
+    before = seen[max(0, last - _RECENT) : last]
+    few = len(before) < _FEW_STEPS  # in a run's first steps gradients rise from nothing
+    least = _OUT_OF_LINE_OF_FEW if few else _OUT_OF_LINE
     out: list[tuple[float, Signal]] = []
     for kind, name in _names(event):
         value = _number(event, kind, name)
         healthy = max((x for each in before if math.isfinite(x := _number(each, kind, name))), default=0.0)
         if not math.isfinite(value):
             out.append((math.inf, Signal(kind, name, math.inf, healthy, value)))
-        elif value > healthy > 0:
+        elif value > least * healthy > 0 and not (few and kind != "loss"):
             excess = value / healthy
             out.append((excess, Signal(kind, name, healthy * min(2.0, math.sqrt(excess)), healthy, value)))
     if not out:
         raise InputError(
-            f"step {event.step} shows no loss, gradient norm or Clippy ratio above those of the steps before; "
-            "expected an event that one step shows"
+            f"step {event.step} shows no loss, gradient norm or Clippy ratio out of line with those of the "
+            f"{len(before)} steps before, {least:g} times the highest of them; expected an event that one step shows"
         )
     for fits in (_of_layer, _of_task, _of_kind):
         out = [each for each in out if fits(each[1], alarm)] or out

@@ -16,10 +16,10 @@ class Level:
     """One loss around an event.
 
     Args:
-        before: the median of the last steps before it; NaN if there are none.
+        before: the median of the last steps before it; NaN if there are none, as before the first step of a run.
         worst: the highest since; infinite if one was not finite.
         end: the median of the last steps; infinite if most are not finite; NaN if there are too few since the event.
-        limit: what ``end`` may be.
+        limit: what ``end`` may be; NaN if there is nothing to compare it with.
     """
 
     before: float
@@ -38,8 +38,9 @@ def levels(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: 
 
     A loss has come back if its end is not above the middle between its level before and 1, the loss of a constant
     prediction, where it is relative to that and something had been learnt; else, if it is not above one and a half
-    times its level before. A fall to the base rate raises a plain log-loss by less: there, give relative losses; one of
-    exactly 0 tells that no row counted, and is left out.
+    times its level before; of a relative loss with no step before, that of a constant, 1. A fall to the base rate
+    raises a plain log-loss by less: there, give relative losses; one of exactly 0 tells that no row counted, and is
+    left out.
 
     Args:
         seen: the steps, in order.
@@ -56,7 +57,8 @@ def _level(seen: Sequence[Seen], event: int, name: str, relative: bool) -> Level
     earlier = [value for step, value in values if step < event][-BEFORE:]
     since = [value for step, value in values if step >= event]
     before = median(earlier) if earlier else math.nan
-    limit = (1 + before) / 2 if relative and before < _LEARNT else 1.5 * before
+    usual = 1.0 if relative and math.isnan(before) else before
+    limit = (1 + usual) / 2 if relative and usual < _LEARNT else 1.5 * usual
     end = median(since[-AFTER:]) if len(since) > AFTER else math.nan
     return Level(before, max(since, default=math.nan), end, limit)
 
