@@ -73,8 +73,8 @@ def setups() -> list[Setup]:
 
 
 def _fresh() -> list[Setup]:
-    draw = np.random.default_rng([_SEED, 4])
-    plain = _setups(SETUPS + UNHARMED, FRESH, stream=5)
+    draw = np.random.default_rng([_SEED, 8])
+    plain = _setups(SETUPS + UNHARMED, FRESH, stream=7)
     kinds: list[Callable[[Setup], Setup]] = [
         lambda setup: replace(setup, drift=_between(draw, 3, 100)),
         lambda setup: replace(setup, rare=True),
@@ -127,7 +127,7 @@ def faults_of(setup: Setup, schema: Schema) -> list[Fault]:
 
 
 def _fresh_faults(setup: Setup, schema: Schema) -> list[Fault]:
-    draw = np.random.default_rng([_SEED, 6, setup.index])
+    draw = np.random.default_rng([_SEED, 9, setup.index])
     clear: list[Make] = [
         lambda draw, step, _: faults.rate_step(step, factor=_between(draw, 100, 1000)),
         lambda draw, step, _: faults.rate_spike(step, factor=_between(draw, 100, 3000), steps=_whole(draw, 3, 10)),

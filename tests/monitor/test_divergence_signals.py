@@ -445,6 +445,17 @@ def test_predictions_that_spread_less_than_at_the_start_are_no_collapse_while_lo
     assert run(map(step_at, range(165)))[1] == []
 
 
+def test_a_rare_task_that_does_not_rank_yet_has_no_spread_to_lose():
+    """Its predictions begin near one half and fall to its base rate: the spread falls by a factor of 17."""
+    shown = [
+        Signals(aucs={"rare": 0.5}, spreads={"rare": 1.2 if step < 64 else 0.07}) if step % 8 == 0 else Signals()
+        for step in range(165)
+    ]
+    assert run(shown)[1] == []
+    learnt = [replaced(signals, "aucs", 0.7) for signals in shown]
+    assert [alarm.signal for alarm in run(learnt)[1]] == ["spread"]
+
+
 # States of other versions.
 
 

@@ -249,8 +249,11 @@ class Panel:
     def _is_learning(self, watch: _Watch, task: str) -> bool:
         """Whether a score of the window leaves its level while its task's losses lie below theirs.
 
-        Predictions that spread less than those of the first steps, say, are no collapse then.
+        Predictions that spread less than those of the first steps, say, are no collapse then; nor are they while a task
+        does not rank yet, as a rare one whose first predictions lie near one half.
         """
+        if watch.signal == "spread" and task in self._ranked and not self.has_ranked(task):
+            return True
         levels = [self._levels[signal].get(task) for signal in ("relative_loss", "loss")]
         level = next((level for level in levels if level is not None and len(level)), None)
         if level is None or watch.signal not in _OF_WINDOW:
