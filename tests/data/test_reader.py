@@ -1,6 +1,7 @@
 """Files come in natural order, and their rows whole and numbered, wherever a block of bytes happens to end."""
 
 import csv as standard_csv
+import gzip
 import io
 import re
 from collections.abc import Iterator
@@ -300,3 +301,17 @@ def test_a_column_of_any_type_is_read_or_refused(kind: pa.DataType, tmp_path: Pa
             assert re.search(r"parquet: column x (is of type|has lists)|no row left", str(error)), role  # noqa: PT017
         else:
             assert report.rows_in == report.rows_out + sum(report.rejected.values()) > 0
+
+
+def test_no_thread_reads_on_once_a_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such a thread ended the process at its exit in some of the runs."""
+    with gzip.open(tmp_path / "bomb.csv.gz", "wb", compresslevel=1) as file:
+        file.write(b"a,b\n1,2\n")
+        for _ in range(64):
+            file.write(b"0" * (1 << 20))
+    stopped: list[TextStream] = []
+    stop = TextStream.stop
+    monkeypatch.setattr(TextStream, "stop", lambda text: (stopped.append(text), stop(text)))
+    with pytest.raises(InputError, match="a line is too long"):
+        list(read(str(tmp_path / "bomb.csv.gz"), Csv(), ["a", "b"], Rejections()))
+    assert [text.read(1 << 20) for text in stopped] == [b""]

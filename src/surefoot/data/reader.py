@@ -194,15 +194,18 @@ def _read_text(
     with told(path):
         text = _open_text(path, csv)
         stream = _open_csv(text, csv, names, columns or names[:1], refuse)
-    while True:
-        with told(path, so_far):
-            batch = next(stream, None)
-        if batch is None:
-            break
-        numbers = _numbers(seen, batch.num_rows, bad)
-        seen += batch.num_rows
-        if len(frame := _frame(batch, numbers, skip)):
-            yield _decoded(path, frame, columns, csv.encoding, rejected, lost=text.lost)
+    try:
+        while True:
+            with told(path, so_far):
+                batch = next(stream, None)
+            if batch is None:
+                break
+            numbers = _numbers(seen, batch.num_rows, bad)
+            seen += batch.num_rows
+            if len(frame := _frame(batch, numbers, skip)):
+                yield _decoded(path, frame, columns, csv.encoding, rejected, lost=text.lost)
+    finally:
+        text.stop()
     if not seen and not bad:
         raise NoRowsError(f"{path} has {'a header and ' if header else ''}no rows; expected rows")
 

@@ -4,6 +4,7 @@ import codecs
 import csv as standard_csv
 import io
 import re
+from threading import Lock
 
 import pyarrow as pa
 
@@ -56,7 +57,8 @@ class TextStream:
     """
 
     def __init__(self, stream: pa.NativeFile, csv: Csv, path: str) -> None:
-        self.closed = self.lost = False
+        self.closed = self.lost = self._stopped = False
+        self._reading = Lock()
         self._stream, self._path, self._quote = stream, path, csv.quote
         encoding = codecs.lookup(csv.encoding).name
         self._bom = _BOMS.get(encoding, codecs.BOM_UTF8)
@@ -67,7 +69,20 @@ class TextStream:
         self._ahead, self._begun = b"", False  # a block more has been read, to know which is the last
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes."""
+        """Return the next bytes; none after ``stop``."""
+        with self._reading:
+            return b"" if self._stopped else self._read(size)
+
+    def stop(self) -> None:
+        """End it early, once a read under way in another thread is over: Arrow's reads ahead after an error too.
+
+        A thread that still unpacks a large file when the interpreter ends takes the process down with it.
+        """
+        self._stopped = True
+        with self._reading:
+            pass
+
+    def _read(self, size: int) -> bytes:
         block = size if size and size > 0 else None
         if not self._begun:
             self._ahead, self._begun = self._stream.read(block).removeprefix(self._bom), True
