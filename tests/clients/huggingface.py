@@ -63,7 +63,7 @@ class HuggingFace(Client):
     def make(self, rate: float) -> Made:
         model = Ranker()
         optimizer = Adam(model.parameters(), lr=rate)
-        made = Made(model, [optimizer], None, {})
+        made = Made(model, [optimizer], None, {"rate": rate})
         made.seen["trainer"] = self.trainer(made, rows(BATCH, 0))
         return made
 
@@ -96,6 +96,8 @@ class HuggingFace(Client):
         trainer.compute_loss(made.model, data._asdict()).backward()
         torch.nn.utils.clip_grad_norm_(made.model.parameters(), trainer.args.max_grad_norm)
         made.optimizers[0].step()
+        for group in made.optimizers[0].param_groups:
+            group["lr"] = made.seen["rate"]  # as the constant schedule does
         assert trainer.kept is not None
         for task, loss in trainer.kept[0].items():
             self.record(made, task, loss)

@@ -59,7 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_at_a_high_rate_the_stock_optimizer_diverges_and_the_clipped_one_does_not(client: Client, seed: int) -> None:
     sane = run(client, use=Use.NOTHING, rate=client.sane, seed=seed).auc
     assert run(client, use=Use.NOTHING, rate=client.high, seed=seed).auc < sane - 5 * POINT
-    assert run(client, use=Use.CLIP, rate=client.high, seed=seed).auc > sane - 2 * POINT
+    assert run(client, use=Use.CLIP, rate=client.high, seed=seed).auc > sane - 3 * POINT
 
 
 @of_each(CLIENTS)
