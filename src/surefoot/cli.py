@@ -73,12 +73,11 @@ def train(
 ) -> None:
     """Train one model, or go on with it if it was interrupted; exit with 3 if it diverges."""
     from surefoot.settings import load
+    from surefoot.study.claim import held
     from surefoot.study.config import RunConfig
     from surefoot.study.trial import claim, load_log, run_trial, total_steps
 
     run = load(RunConfig, config)
-    if told := claim(out, run):
-        say(told)
     log = load_log(run.data)
     if log.notice:
         console.print(log.notice, style="dim")
@@ -88,7 +87,9 @@ def train(
         consequence = f"what was watched so far is in {out}, and the same command starts anew"
     else:
         consequence = "nothing was written, and the same command starts anew"
-    with interruptible(consequence), _progress() as progress:
+    with held(out), interruptible(consequence), _progress() as progress:
+        if told := claim(out, run):
+            say(told)
         bar = progress.add_task("training", total=total_steps(run))
         result = run_trial(run, out, on_step=lambda step: progress.update(bar, completed=step + 1))
     _print_result(result)

@@ -10,7 +10,8 @@ import pytest
 
 from surefoot.errors import InputError
 from surefoot.settings import dump, load, parse
-from surefoot.study.claim import claimed
+from surefoot.study import trial
+from surefoot.study.claim import RUN_LOCK, claimed, held
 from surefoot.study.config import StudyConfig
 
 TABLE = {
@@ -58,6 +59,20 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
     assert done.returncode == -9
     assert (out / "study.lock").exists()
     with claimed(out, config()):
+        pass
+
+
+def test_a_second_training_in_the_folder_is_told_who_is_there(tmp_path: Path) -> None:
+    with (
+        held(tmp_path),
+        pytest.raises(InputError, match=f"is in use: process {os.getpid()} runs a training there"),
+        held(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / RUN_LOCK).write_text("4194304")  # of a process that was killed
+    assert trial.claim(tmp_path, parse(trial.RunConfig, {"model": {"name": "small"}}, "test")) == ""
+    with held(tmp_path):
         pass
 
 

@@ -1,4 +1,4 @@
-"""A study's folder belongs to one study, and to one process at a time."""
+"""The folder of a study or of a run belongs to it alone, and to one process at a time."""
 
 import fcntl
 import os
@@ -13,6 +13,7 @@ from surefoot.settings import dump, load
 from surefoot.study.config import StudyConfig
 
 CONFIG, LOCK = "study.toml", "study.lock"
+RUN_LOCK = "run.lock"
 
 
 @contextmanager
@@ -24,13 +25,30 @@ def claimed(out: Path, config: StudyConfig) -> Iterator[None]:
             cannot be written.
     """
     _refuse_other_files(out)
-    make_folder(out)
-    lock = _lock(out)
-    try:
+    with _held(out, LOCK, "study"):
         _settle(out, config)
         yield
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if there is none.
+
+    Raises:
+        InputError: if a process trains there already, or it cannot be written.
+    """
+    with _held(out, RUN_LOCK, "training"):
+        yield
+
+
+@contextmanager
+def _held(out: Path, name: str, what: str) -> Iterator[None]:
+    make_folder(out)
+    lock = _lock(out / name, what)
+    try:
+        yield
     finally:
-        (out / LOCK).unlink(missing_ok=True)  # while it is still held
+        (out / name).unlink(missing_ok=True)  # while it is still held
         os.close(lock)
 
 
@@ -41,9 +59,8 @@ def _refuse_other_files(out: Path) -> None:
         raise InputError(f"{out} exists and is not a study's folder; expected a new or an empty one")
 
 
-def _lock(out: Path) -> int:
-    """Lock the folder by a file in it; return its descriptor."""
-    path = out / LOCK
+def _lock(path: Path, what: str) -> int:
+    """Lock a folder by a file in it; return its descriptor."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -52,8 +69,8 @@ def _lock(out: Path) -> int:
             holder = os.read(lock, 20).decode(errors="replace").strip()
             os.close(lock)
             raise InputError(
-                f"{out} is in use: process {holder or 'unknown'} runs a study there; expected it to end first, "
-                "or another folder"
+                f"{path.parent} is in use: process {holder or 'unknown'} runs a {what} there; expected it to end "
+                "first, or another folder"
             ) from None
         if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
             with suppress(OSError):  # a full disk still holds a lock

@@ -44,6 +44,7 @@ from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.settings import dump, load
+from surefoot.study.claim import RUN_LOCK
 from surefoot.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig
 from surefoot.training.care import Care, described
 from surefoot.training.loop import Run, train, warm_up
@@ -228,7 +229,7 @@ def claim(folder: Path, config: RunConfig) -> str:
     Raises:
         InputError: if it holds something else, another run, or this one, finished.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not {path.name for path in folder.iterdir()} - {RUN_LOCK}):
         return ""
     written = folder / _CONFIG
     if not written.is_file():
