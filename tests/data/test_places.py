@@ -120,7 +120,7 @@ def test_for_a_capsule_no_url_is_opened_that_its_reader_did_not_name(listener: s
         folder = capsule_of(TINY, reference.parent / str(i), alarm=1, after=0, written=dump(config)).folder
         with pytest.raises(InputError, match="and URLs are not opened for a capsule; name the log yourself: --data"):
             examine(folder)
-        with pytest.raises(InputError, match="memory://nothing has no prepared.json"):
+        with pytest.raises(InputError, match="memory://nothing does not exist; expected a folder"):
             examine(folder, data="memory://nothing")
     assert not asked(listener)
     assert not (reference.parent / "it-ran").exists()

@@ -193,7 +193,7 @@ def as_double(table: pa.Table) -> pa.Table:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, "FOLDER has no prepared.json; expected a folder that 'surefoot data prepare' has"),
+    "no folder": (shutil.rmtree, "FOLDER does not exist; expected a folder that 'surefoot data prepare' has"),
     "not finished": (lambda folder: (folder / "prepared.json").unlink(), "FOLDER has no prepared.json; expected"),
     "not JSON": (lambda folder: (folder / "prepared.json").write_text("{"), "prepared.json is not JSON: Expecting"),
     "another version": (lambda folder: change_manifest(folder, version=2), "is of version 2; expected 1"),
@@ -268,7 +268,7 @@ def test_a_url_that_leads_nowhere_is_refused():
         InputError, match="nowhere://log is of the protocol 'nowhere'; expected a path or a URL of one of"
     ):
         PreparedLog.open("nowhere://log")
-    with pytest.raises(InputError, match="memory://nothing has no prepared.json"):
+    with pytest.raises(InputError, match="memory://nothing does not exist; expected a folder"):
         PreparedLog.open("memory://nothing")
 
 

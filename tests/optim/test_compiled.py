@@ -30,7 +30,7 @@ work, path = Path(sys.argv[1]), os.environ["PATH"]
 def step(**options):
     w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     w.grad = torch.tensor([0.3, -40.0])
-    surefoot.ClippyAdagrad([w], lr=0.1, **options).step()
+    surefoot.ClippyAdagrad([w], lr=0.1, initial_accumulator_value=0.1, **options).step()
     torch.testing.assert_close(w.detach(), torch.tensor([0.9312, 2.1]), atol=1e-4, rtol=0)
 
 def assert_refused():

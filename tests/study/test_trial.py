@@ -142,9 +142,8 @@ def test_a_run_that_can_recover_keeps_checkpoints_and_is_watched(tmp_path: Path)
     result = run_trial(LONGER, tmp_path / "run")
     assert result["verdict"] == "healthy"
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert names == {"step-000000000.healthy.pt", "step-000000020.healthy.pt", "step-000000040.healthy.pt"} | {
-        "step-000000060.pt"
-    }
+    healthy = {f"step-0000000{step}.healthy.pt" for step in (10, 20, 40)}  # an early one, then every 20 steps
+    assert names == healthy | {"step-000000060.pt"}
     assert pl.read_parquet(tmp_path / "run" / "metrics.parquet")["step"].to_list() == list(range(78))
     assert (tmp_path / "run" / "monitor" / "metrics.parquet").exists()
 
@@ -170,7 +169,7 @@ def test_a_run_beyond_help_climbs_the_ladder_stops_and_keeps_its_backups(tmp_pat
     assert told.count("rolled_back") == 3
     assert [event["rate_factor"] for event in events if event["event"] == "rolled_back"] == [0.5, 0.25, 0.125]
     assert told.index("alarm") < told.index("rolled_back") < told.index("stopped") < told.index("finished")
-    assert events[told.index("stopped")]["checkpoints"] == ["step-000000000.healthy.pt"]
+    assert events[told.index("stopped")]["checkpoints"] == ["step-000000000.healthy.pt", "step-000000010.suspect.pt"]
     assert (tmp_path / "run" / "checkpoints" / "step-000000000.healthy.pt").exists()
     assert list((tmp_path / "run" / "capsules").iterdir())
 
