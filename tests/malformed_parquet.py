@@ -32,6 +32,12 @@ def named(column: str, part: str) -> dict[str, Any]:
     return {part: [*AS_IT_IS[part], {"name": "more", "column": column}]}
 
 
+def with_column(column: str, values: list[Any], **columns: Any) -> dict[str, bytes]:
+    """Return a parquet file of the small log with one more column, of any name."""
+    more: dict[str, Any] = {column: values, **columns}
+    return parquet(**more)
+
+
 def no_text() -> pa.Array:
     """Return four texts of which the second is no UTF-8: arrow does not look when it reads."""
     return pa.array([b"u1", b"u\xff", b"u1", b"u3"]).view(pa.string())
@@ -130,17 +136,17 @@ PARQUET = {
         for zone in ("+05:30", "-03:30", "GMT+2", "Europe/Paris", "Nowhere/City")
     },
     **{
-        f"an id from a column named {name}": Case(parquet(**{name: [1, 2, 1, 2]}), changes=named(name, "categorical"))
+        f"an id from a column named {name}": Case(with_column(name, [1, 2, 1, 2]), changes=named(name, "categorical"))
         for name in PATTERNS
     },
     **{
         f"a number from a column named {name}": Case(
-            parquet(**{name: ["1", "2", "1", "2"]}), changes=named(name, "dense")
+            with_column(name, ["1", "2", "1", "2"]), changes=named(name, "dense")
         )
         for name in (*PATTERNS, "number in price")
     },
     "a label named as a number of another column": Case(
-        parquet(price=["1", "2", "3", "4"], **{"number in price": ["0", "1", "0", "1"]}),
+        with_column("number in price", ["0", "1", "0", "1"], price=["1", "2", "3", "4"]),
         changes={"label": [{"name": "number in price"}]},
     ),
     "times of two units": Case(

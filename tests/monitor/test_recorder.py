@@ -29,7 +29,7 @@ from surefoot.rules import AdaptiveGradientClip, Clippy, GradientClip, Rule
 
 KINDS = {"click": "binary", "sales": "regression"}
 LR = 0.1
-Make = Callable[[Any], Optimizer]
+Make = Callable[..., Optimizer]
 
 
 class Model(nn.Module):

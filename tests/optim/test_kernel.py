@@ -149,7 +149,7 @@ def by_both_ways(
         more = {"eps": 0.0, "decay": 1.0, "maximize": False, "optimistic": optimistic}
         ratios = kernel.clippy_adagrad(stepped, grads, [s.clone() for s in sums], **options, **more)
         found.append(torch.stack(stepped))
-    return units(*found, torch.stack(weights).abs().clamp(min=options["lr"])), ratios
+    return units(found[0], found[1], torch.stack(weights).abs().clamp(min=options["lr"])), ratios
 
 
 @pytest.mark.usefixtures("compiled")
