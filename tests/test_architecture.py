@@ -27,12 +27,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("data.schema",),  # batches, tasks: what models, metrics and logs have in common
     ("rules",),
+    ("results",),
     ("checks", "outcomes", "settings"),
     ("files",),
     ("errors",),
 )
 ONLY: dict[str, set[str]] = {  # tighter than the floor
-    "report": {"report", "files", "outcomes", "errors"},  # reads result files: no torch, nor a part that imports it
+    # reads result files: no torch, nor a part that imports it
+    "report": {"report", "results", "files", "outcomes", "errors"},
 }
 HEAVY = ("polars", "pydantic", "plotly", "typer", "torchmetrics", "rich", "jinja2")  # the extras' business
 
@@ -123,7 +125,7 @@ BREACHES: dict[str, tuple[str, str]] = {
     "to the side, on the ground": ("surefoot.errors", "from surefoot.checks import positive"),
     "report to torch": ("surefoot.report.page", "import torch.nn"),
     "report to what imports torch": ("surefoot.report.page", "from surefoot.metrics import evaluate"),
-    "report to study": ("surefoot.report.page", "from surefoot.study.results import Summary"),
+    "report to study": ("surefoot.report.page", "from surefoot.study.config import RunConfig"),
     "the public names, from what they name": ("surefoot.optim.adagrad", "from surefoot import Clippy"),
 }
 

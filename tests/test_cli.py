@@ -57,7 +57,7 @@ def test_a_diverged_run_exits_with_3_and_says_where(tmp_path: Path):
         TINY_RUN.replace("rate = 0.1", "rate = 1e6\nrule.name = 'naive'").replace("days = 4", "days = 60")
     )
     done = surefoot("train", tmp_path / "run.toml", "--out", tmp_path / "out", expect=3)
-    assert "Verdict: full, from step" in done.stdout
+    assert "Verdict: diverged (full), from step" in done.stdout
 
 
 def test_study_then_report_again(tmp_path: Path):

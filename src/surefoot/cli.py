@@ -17,8 +17,8 @@ from surefoot.errors import InputError
 from surefoot.terminal import console, interruptible, outside, plain_table, refuse_full, say
 
 if TYPE_CHECKING:
+    from surefoot.results import Study
     from surefoot.study.replay_tables import Table as ReplayTable
-    from surefoot.study.results import Study
 
 app = typer.Typer(
     help="Keep multitask ranking models from diverging in training.",
@@ -145,28 +145,25 @@ def _print_tables(results: "Study") -> None:
     scores = (f"AUC %\n{summary.select_by}", f"{summary.show_metric.upper()}\n{summary.show}")
     heads = ("rate", "threshold", *scores, "diverged", "falls\noff")
     table = plain_table(title, "", *heads)
-    chosen = {method.name: method for method in summary.methods}
     for model in dict.fromkeys(line.model for line in lines):
         if model in summary.models:
             table.add_row(model, style="bold")
         for line in (line for line in lines if line.model == model):
-            method = chosen.get(line.method)
-            rate = (
-                line.setting.removeprefix("rate ").replace(", at edge", " edge")
-                if method is None
-                else f"{method.multiple:g}x{' edge' if method.at_edge else ''}"
-            )
+            method, words = line.method, line.words()
+            rate = f"{method.multiple:g}x" if method else f"{line.floor.rate:g}"
             value = "" if method is None or method.value is None else f"{method.value:g}"
-            name = line.method or model
-            table.add_row(name, rate, value, line.auc, line.rmse, line.diverged.replace(" ", ""), line.falls_off)
+            name = method.name if method else model
+            edge, counted = " edge" if line.at_edge else "", words["diverged"].replace(" ", "")
+            table.add_row(name, rate + edge, value, words["auc"], words["rmse"], counted, words["falls_off"])
         table.add_section()
     console.print(table)
     paper = plain_table(
         f"{summary.searched_on}, scored on {summary.days[-2]} to select", "", "best", "paper's grid alone"
     )
     for method, line in zip(summary.methods, lines, strict=False):
-        best = f"{100 * method.score:.2f} ({line.setting})" if method.survived else "diverged"
-        paper.add_row(method.name, best, line.paper)
+        words = line.words()
+        best = f"{100 * method.score:.2f} ({words['setting']})" if method.survived else "diverged"
+        paper.add_row(method.name, best, words["paper"])
     console.print(paper)
 
 
@@ -180,6 +177,8 @@ def _print_notices(out: Path) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
+    from surefoot.results import VERDICTS
+
     table = plain_table(f"scored on {result['scored_day']}", "task", "metric", "value")
     for key, value in result.items():
         metric, _, task = key.partition("/")
@@ -191,7 +190,7 @@ def _print_result(result: dict[str, Any]) -> None:
         table.add_row(task, metric, shown)
     console.print(table)
     where = f", from step {result['onset']}: {result['reason']}" if result["onset"] is not None else ""
-    console.print(f"Verdict: {result['verdict']}{where}. {result['steps']} steps.")
+    console.print(f"Verdict: {VERDICTS[result['verdict']]}{where}. {result['steps']} steps.")
 
 
 def _as_rich(table: "ReplayTable") -> Table:

@@ -74,7 +74,7 @@ def test_a_button_chooses_the_rate_and_a_chip_hides_a_method(browser: Chrome, re
     assert browser.get_log("browser") == []
 
 
-def test_a_button_chooses_the_layer_of_the_moment_itself(browser: Chrome, report: Path) -> None:
+def test_a_button_chooses_the_layer_of_the_steps_around_a_divergence(browser: Chrome, report: Path) -> None:
     opened(browser, report)
     for layer in ("bottom 1", "head click"):
         browser.find_element(By.CSS_SELECTOR, f'[data-plot="around-1"][data-choice="{layer}"]').click()

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from surefoot.report.findings import entries, final_score, findings, searching
-from surefoot.report.folder import Method, Results, Task, Trial
+from surefoot.report.folder import Results
 from surefoot.report.notices import notices
 from surefoot.report.tables import main_table, task_tables
+from surefoot.results import Floor, Method, Row, Summary, Task
 
 RATES = (1.0, 4.0, 16.0)
 METRIC = "auc/click"
@@ -16,7 +17,7 @@ METRIC = "auc/click"
 
 def method(name: str, rule: str, *, warmup_steps: int = 0, edge: bool = False) -> Method:
     vary, value = ("threshold", 0.1) if rule == "gc" else (None, None)
-    return Method(name, rule, warmup_steps, vary, 1, value, edge, 0.9, 1, value, 0.9)
+    return Method(name, rule, warmup_steps, vary, 1, value, True, edge, 1, 0.9, 1, value, 0.9, {})
 
 
 Auc = float | int  # a whole number is the step at which that run diverged
@@ -28,15 +29,16 @@ def trials(
     aucs: tuple[Auc | tuple[Auc, ...], ...],
     finals: tuple[Auc, ...],
     rmses: tuple[float, ...] = (),
-) -> list[Trial]:
+) -> list[Row]:
     """Return a sweep over the rates, of several seeds where a rate has several, and the final runs."""
 
-    def trial(multiple: float, seed: int, until: str, auc: Auc, rmse: float = 1.0) -> Trial:
+    def trial(multiple: float, seed: int, until: str, auc: Auc, rmse: float = 1.0) -> Row:
         onset = auc if isinstance(auc, int) else None
         scores = {METRIC: 0.5 if onset else auc, "rmse/time": rmse, "rmse_constant/time": 1.5}
         verdict = "full" if onset else "healthy"
         name = f"{of.name} x{multiple:g} s{seed} {until}"
-        return Trial(name, model, of.name, multiple, 0.1, of.value, seed, until, verdict, onset, 100, scores)
+        result = {"verdict": verdict, "onset": onset, "steps": 100, **scores}
+        return Row(name, model, of.name, multiple, 0.1, of.value, seed, until, result)
 
     sweep = [
         trial(rate, 100 + seed, "selection", auc)
@@ -47,27 +49,40 @@ def trials(
     return sweep + [trial(1, seed, "final", *scores) for seed, scores in enumerate(zip(finals, rmses, strict=True))]
 
 
-def study(*runs: Any, floor: tuple[float, ...] = (), judged: bool = False, **changes: Any) -> Results:
-    summary = {
+def study(*runs: Any, floors: tuple[float, ...] = (), judged: bool = False, **changes: Any) -> Results:
+    known = {
+        "name": "study",
+        "data": "log",
+        "notice": "",
         "models": list(dict.fromkeys(run[1] for run in runs)),
-        "days": ["day-05", "day-06", "day-07"],
+        "methods": list({run[0].name: run[0] for run in runs}.values()),
+        "days": ("day-05", "day-06", "day-07"),
         "log_days": None,
         "steps": 1000,
+        "tasks": [Task("click", "binary", True), Task("time", "regression", judged)],
         "select_by": "click",
         "show": "time",
         "show_metric": "rmse",
         "searched_on": runs[0][1],
-        "floor": {"rate": 0.1, "at_edge": False},
-        "table": [],
-    } | changes
-    methods = list({run[0].name: run[0] for run in runs}.values())
+        "floor": Floor(0.1, at_edge=False),
+        "fall_off": 0.02,
+        "base_rate": 0.1,
+        "rates": [1.0, 2.0],
+        "seeds": [0, 1, 2],
+        "search_seeds": [100, 101, 102],
+        "close_ups": [],
+        "rules": {},
+        "workers": 1,
+        "threads": 1,
+        "config": "",
+        "versions": {},
+        "machine": "",
+    }
     done = [trial for run in runs for trial in trials(*run)]
-    for seed, auc in enumerate(floor):
-        scores = {METRIC: auc, "rmse/time": 1.0}
-        done.append(Trial("l", "floor", "floor", 1, 0.1, None, seed, "final", "healthy", None, 100, scores))
-    search = {"fall_off": 0.02, "rates": [1.0, 2.0], "seeds": [0, 1, 2], "search_seeds": [100, 101, 102]}
-    tasks = [Task("click", "binary", True), Task("time", "regression", judged)]
-    return Results(Path(), summary, {"search": search}, tasks, methods, done, {})
+    for seed, auc in enumerate(floors):
+        result = {"verdict": "healthy", "onset": None, "steps": 100, METRIC: auc, "rmse/time": 1.0}
+        done.append(Row("l", "floor", "floor", 1, 0.1, None, seed, "final", result))
+    return Results(Summary(**known | changes), done, Path(), {})
 
 
 NAIVE = method("naive", "naive")
@@ -98,7 +113,7 @@ def test_a_rule_other_than_clippy_may_win() -> None:
         (NAIVE, "small", (0.9, 0.7, 2), (0.90, 0.902)),
         (GC, "small", (0.9, 0.9, 0.9), (0.96, 0.962)),
         (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.912)),
-        floor=(0.97, 0.972),
+        floors=(0.97, 0.972),
     )
     (found,) = findings(results)
     assert "naive Adagrad loses over 2 points of AUC from 4x on (1 of 2 runs diverged);" in found.headline
@@ -154,7 +169,6 @@ class TestHeadlinesThatTheTableWouldContradict:
         results = study(
             (GC, "small", (0.9, 0.9, 0.9), (0.99, 7)),
             (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.912)),
-            table=[line_of("small", name) for name in ("GC", "Clippy")],
         )
         assert [entry.who for entry in entries(results, "small")] == ["Clippy", "GC"]
         headline = findings(results)[0].headline
@@ -178,7 +192,7 @@ class TestHeadlinesThatTheTableWouldContradict:
         assert "only" not in headline
 
     def test_a_floor_worse_than_a_constant_makes_nothing_good(self) -> None:
-        results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.6, 0.6), (1.2, 1.2)), floor=(0.45, 0.46), judged=True)
+        results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.6, 0.6), (1.2, 1.2)), floors=(0.45, 0.46), judged=True)
         assert "above the linear floor (45.50 ± 0.71); the floor itself is no better than a constant." in str(
             findings(results)[0].details
         )
@@ -188,15 +202,10 @@ class TestHeadlinesThatTheTableWouldContradict:
         assert cell.small == "the floor is no better than a constant: this says nothing"
 
     def test_a_method_worse_than_a_constant_is_not_good_either(self) -> None:
-        results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.4, 0.4)), floor=(0.3, 0.3))
+        results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.4, 0.4)), floors=(0.3, 0.3))
         rows = dict(task_tables(results)[0].rows)
         assert (rows["best against the floor"][0].tone, rows["Clippy"][0].tone) == ("bad", "bad")
         assert not rows["Clippy"][0].best
-
-
-def line_of(model: str, name: str) -> dict[str, str]:
-    keys = ("auc", "rmse", "diverged", "falls_off", "paper")
-    return {"model": model, "method": name, "setting": "1x"} | dict.fromkeys(keys, "")
 
 
 def test_diverged_seeds_are_counted_and_undefined_scores_are_no_score() -> None:
@@ -223,8 +232,7 @@ def test_without_a_plain_optimizer_and_without_clippy_the_best_is_still_named() 
 
 def test_the_floor_too_is_at_an_edge() -> None:
     runs = (GC, "small", (0.9, 0.9, 0.9), (0.9, 0.91))
-    results = study(runs, floor=(0.8, 0.8))
-    results.summary["floor"]["at_edge"] = True
+    results = study(runs, floors=(0.8, 0.8), floor=Floor(0.1, at_edge=True))
     assert searching(results)[1].startswith("The best setting of floor lies at the edge")
 
 
@@ -251,8 +259,7 @@ class TestNotices:
         assert "no method predicts click on day-07 better than a constant does (best AUC % 49.67, constant 50)" in said
 
     def test_few_days_few_steps_few_seeds(self) -> None:
-        results = study(self.RUNS, days=["a", "b", "c"], log_days=186, steps=35)
-        results.config["search"] |= {"seeds": [0], "search_seeds": [100]}
+        results = study(self.RUNS, days=("a", "b", "c"), log_days=186, steps=35, seeds=[0], search_seeds=[100])
         days, steps, search, finals = notices(results)
         assert days == "Only the last 3 of the log's 186 days were used (data.days)."
         assert steps.startswith("A final run has 35 steps, fewer than 100: too few to conclude")
@@ -261,10 +268,10 @@ class TestNotices:
 
     def test_an_interval_wider_than_all_differences(self) -> None:
         results = study(self.RUNS, (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.92, 0.93)))
-        for trial in results.trials:
-            trial.scores.update({"auc_low/click": 0.85, "auc_high/click": 0.95})
+        for trial in results.rows:
+            trial.result.update({"auc_low/click": 0.85, "auc_high/click": 0.95})
         (said,) = notices(results)
         assert "the methods lie within 1.00 points of AUC on day-07, whose rows give an AUC only to ± 5.00" in said
-        for trial in results.trials:
-            trial.scores.update({"auc_low/click": 0.899, "auc_high/click": 0.901})
+        for trial in results.rows:
+            trial.result.update({"auc_low/click": 0.899, "auc_high/click": 0.901})
         assert notices(results) == []

@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 
 from surefoot.report import style
-from surefoot.report.folder import Method
+from surefoot.results import Method
 
 
 def method(name: str, rule: str, warmup_steps: int = 0) -> Method:
-    return Method(name, rule, warmup_steps, None, 1, None, False, 0.9, 1, None, 0.9)
+    return Method(name, rule, warmup_steps, None, 1, None, True, False, 1, 0.9, 1, None, 0.9, {})
 
 
 def test_every_method_looks_different_and_the_same_wherever_it_stands() -> None:

@@ -102,7 +102,7 @@ def test_a_study_of_a_log_without_regressions_shows_the_entropy(tmp_path: Path):
     assert (study.summary.show, study.summary.show_metric) == ("click", "ne")
     line = study.table()[0]
     final = study.finals("small", "naive")[0]
-    assert line.rmse.startswith(f"{final.scores['ne/click']:.3f}")
+    assert line.words()["rmse"].startswith(f"{final.scores['ne/click']:.3f}")
     page = write_report(tmp_path / "out").read_text()
     assert "NE of click" in page
     assert "RMSE of" not in page

@@ -1,4 +1,4 @@
-"""The moment at which the plain optimizer left the road, seen from close: the paper's fig. 4, for every layer."""
+"""The steps around the one at which the plain optimizer diverged: the paper's fig. 4, for every layer."""
 
 from dataclasses import dataclass
 from itertools import cycle
@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from surefoot.report import layers, style
-from surefoot.report.folder import Method, Results, Trial
+from surefoot.report.folder import Results
+from surefoot.results import Method, Row
 
 _BEFORE, _AFTER = 12, 24  # steps shown around the onset
 _MEASURES = (  # of a layer, as the figure calls them, with their colours
@@ -25,7 +26,7 @@ class CloseUp:
     Args:
         trial: its folder's name.
         who: method and rate in words.
-        onset: the step at which it left the road.
+        onset: the step at which it diverged.
         rows: a row for each step around that.
         layers: what to call the layers that were watched, by name, in the model's order.
     """
@@ -46,23 +47,23 @@ class CloseUp:
 
 def close_up(results: Results, model: str) -> CloseUp | None:
     """Return the close-up of a model's run; None if there is none, or if its folder holds no values."""
-    found = next((entry for entry in results.summary.get("close_ups", []) if entry["model"] == model), None)
-    table = None if found is None else results.watched(found["trial"])
+    found = next((entry for entry in results.summary.close_ups if entry.model == model), None)
+    table = None if found is None else results.watched(found.trial)
     if found is None or table is None:
         return None
     names = [c.removeprefix("clip_ratio/") for c in table.columns if c.startswith("clip_ratio/")]
     called = layers.labels([layers.PREFIX + name for name in names])
     shown = {name: called[layers.PREFIX + name] for name in names if layers.PREFIX + name in called}
-    onset = int(found["onset"])
+    onset = found.onset
     rows = table.filter(pl.col("step").is_between(onset - _BEFORE, onset + _AFTER))
     if not shown or rows.is_empty():
         return None
-    return CloseUp(found["trial"], f"{found['method']} at {found['multiple']:g}x", onset, rows, shown)
+    return CloseUp(found.trial, f"{found.method} at {found.multiple:g}x", onset, rows, shown)
 
 
 def around(results: Results, seen: CloseUp) -> go.Figure:
     """Draw the loss, three measures of a layer and the factor that each rule would have given it; layers to choose."""
-    task = results.summary["select_by"]
+    task = results.summary.select_by
     traces = [
         _line(seen, f"relative_loss/{task}", f"relative loss of {task}", style.INK, "y"),
         *(trace for name in seen.layers for trace in _measures(seen, name)),
@@ -114,9 +115,9 @@ def ratio_map(seen: CloseUp) -> go.Figure:
 
 
 def timeline(results: Results, model: str) -> go.Figure | None:
-    """Draw when each run over the rates left the road, in any task, and whether it came back: a line for each run."""
+    """Draw when each run over the rates diverged, in any task, and whether it recovered: a line for each run."""
     looks = style.looks(results.methods)
-    rows: list[tuple[Method, Trial, list[dict[str, Any]]]] = []
+    rows: list[tuple[Method, Row, list[dict[str, Any]]]] = []
     for method in results.methods:
         for trial in results.sweep(model, method):
             events = results.events(trial)
@@ -148,7 +149,7 @@ def timeline(results: Results, model: str) -> go.Figure | None:
                 )
     labels = list(dict.fromkeys(f"{method.name} {trial.multiple:g}x" for method, trial, _ in rows))
     lines = style.axis("", type="category", categoryorder="array", categoryarray=labels[::-1], ticks="")
-    steps = style.axis("step", range=[-0.02 * results.summary["steps"], 1.02 * results.summary["steps"]])
+    steps = style.axis("step", range=[-0.02 * results.summary.steps, 1.02 * results.summary.steps])
     return go.Figure(traces, style.layout(90 + 20 * len(labels), xaxis=steps, yaxis=lines))
 
 
@@ -168,7 +169,7 @@ def _what_if(results: Results, seen: CloseUp, layer: str) -> list[go.Scatter | N
     """Return a trace for each rule that was asked about the layer: those of the study under their methods' names."""
     looks = style.looks(results.methods)
     used = {look.color for look in looks.values()}
-    names = {label: name for name, label in results.summary["rules"].items()}
+    names = {label: name for name, label in results.summary.rules.items()}
     asked = [column.split("/") for column in seen.rows.columns if column.startswith("what_if/")]
     labels = list(dict.fromkeys(label for _, label, *_ in asked))
     labels.sort(key=lambda label: list(names).index(label) if label in names else len(names))

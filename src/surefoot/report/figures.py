@@ -13,8 +13,9 @@ import polars as pl
 
 from surefoot.report import layers, style
 from surefoot.report.findings import fell_at
-from surefoot.report.folder import Method, Results, Trial
+from surefoot.report.folder import Results
 from surefoot.report.style import FLOOR, Look, miss, short
+from surefoot.results import Method, Row
 
 _MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
 _MERGED = 5  # steps within which departures share a mark
@@ -35,7 +36,7 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
             traces.append(_rate_line(method, look, sweep, metric, axis))
             if others:
                 traces.append(_rate_line(method, look, others, metric, axis, mode="markers"))
-    floors = [t.scores[results.metric] for t in results.trials if t.model == results.floor and t.until == "selection"]
+    floors = [t.scores[results.metric] for t in results.rows if t.model == results.floor and t.until == "selection"]
     floor = max((auc for auc in floors if not math.isnan(auc)), default=None)
     if floor is not None and results.floor is not None:
         traces.append(_level([min(rates), max(rates)], miss(floor), results.floor))
@@ -52,17 +53,17 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
                 rates, f"learning rate, multiples of the base rate; {results.selection_day}", anchor="y2"
             ),
             yaxis=style.auc_axis(
-                aucs, f"AUC % of {results.summary['select_by']}, {results.selection_day}", domain=[0.4, 1]
+                aucs, f"AUC % of {results.summary.select_by}, {results.selection_day}", domain=[0.4, 1]
             ),
             yaxis2=style.axis(
-                f"{results.shown_words} of {results.summary['show']}", type=scale, domain=[0, 0.32], nticks=5
+                f"{results.shown_words} of {results.summary.show}", type=scale, domain=[0, 0.32], nticks=5
             ),
         ),
     )
 
 
 def _rate_line(
-    method: Method, look: Look, trials: Sequence[Trial], metric: str, axis: str, *, mode: str = "lines+markers"
+    method: Method, look: Look, trials: Sequence[Row], metric: str, axis: str, *, mode: str = "lines+markers"
 ) -> go.Scatter:
     values = [trial.scores[metric] for trial in trials]
     auc = metric.startswith("auc/")
@@ -116,7 +117,7 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     ends = [0, max(trial.steps for method in results.methods for trial in results.sweep(model, method))]
     traces.append(_level(ends, 1.0, "a constant's loss"))
     aucs = [1 - y / 100 for trace in traces if trace.yaxis == "y2" for y in trace.y or () if y is not None]
-    task = results.summary["select_by"]
+    task = results.summary.select_by
     return go.Figure(
         traces,
         style.layout(
@@ -129,10 +130,10 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     )
 
 
-def _run(results: Results, method: Method, trial: Trial, look: Look, shown: bool) -> list[go.Scatter]:
+def _run(results: Results, method: Method, trial: Row, look: Look, shown: bool) -> list[go.Scatter]:
     """Return the traces of one run: its loss, its departures, its AUC by day."""
     steps, days = results.steps(trial), results.days(trial)
-    column = f"relative_loss/{results.summary['select_by']}"
+    column = f"relative_loss/{results.summary.select_by}"
     common: dict[str, Any] = {
         "name": method.name,
         "showlegend": False,
@@ -154,7 +155,7 @@ def _run(results: Results, method: Method, trial: Trial, look: Look, shown: bool
 def _departures(
     events: list[dict[str, Any]], x: list[int], y: list[float | None], look: Look, common: dict[str, Any]
 ) -> list[go.Scatter]:
-    """Mark where a run left the road, on its loss, up to where it did not come back; hovering says why."""
+    """Mark where a run diverged, on its loss, up to where it did not recover; hovering says why."""
     marks: list[tuple[int, float | None, str, str]] = []
     for event in sorted(events, key=lambda event: event["step"]):
         onset, verdict = event["step"], event["verdict"]
@@ -172,11 +173,11 @@ def _departures(
 
 
 def _next_days(
-    results: Results, trial: Trial, steps: pl.DataFrame, days: pl.DataFrame, look: Look, common: dict[str, Any]
+    results: Results, trial: Row, steps: pl.DataFrame, days: pl.DataFrame, look: Look, common: dict[str, Any]
 ) -> go.Scatter:
     """Return the AUC of each day before it was trained on, at the step at which it was scored."""
     rows = days.filter(pl.col("scored") == "next_day")
-    names = {day: number for number, day in enumerate(results.summary["days"])}
+    names = {day: number for number, day in enumerate(results.summary.days)}
     first = dict(steps.group_by("day").agg(pl.col("step").min()).iter_rows())
     end = len(steps)
     x = [first.get(names.get(day, -1), end) for day in rows["day"]]
@@ -207,9 +208,9 @@ def last_day_curve(results: Results, model: str) -> go.Figure | None:
     if not traces:
         return None
     aucs = [1 - y / 100 for trace in traces for y in trace.y or () if y is not None]
-    title = f"AUC % of {results.summary['select_by']} on {results.last_day}"
+    title = f"AUC % of {results.summary.select_by} on {results.last_day}"
     days = style.axis("after training to the end of", type="category", nticks=5, tickangle=0)
-    days |= {"categoryorder": "array", "categoryarray": results.summary["days"]}
+    days |= {"categoryorder": "array", "categoryarray": results.summary.days}
     return go.Figure(traces, style.layout(340, xaxis=days, yaxis=style.auc_axis(aucs, title)))
 
 
@@ -269,7 +270,7 @@ def factors(results: Results, model: str) -> tuple[str, go.Figure] | None:
             steps = results.steps(trial)
             if steps is None:
                 continue
-            shown = layers.telling(steps.columns, [results.summary["select_by"], results.summary["show"]])
+            shown = layers.telling(steps.columns, [results.summary.select_by, results.summary.show])
             if any((steps[layer.column] != 1).any() for layer in shown):
                 return f"{method.name} at {method.setting}, seed {trial.seed}", _factor_lines(steps, shown)
     return None

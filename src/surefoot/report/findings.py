@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from surefoot.outcomes import Score, score_of
 from surefoot.report import text
-from surefoot.report.folder import Method, Results
+from surefoot.report.folder import Results
 from surefoot.report.text import Entry, Falling
+from surefoot.results import Method
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def entries(results: Results, model: str) -> list[Entry]:
 
 
 def _finding(results: Results, model: str) -> Finding:
-    points = 100 * results.config["search"]["fall_off"]
+    points = 100 * results.summary.fall_off
     plain, clippies = _first(results, "plain"), [method for method in results.methods if method.rule == "clippy"]
     leads = [(plain, _plain_name(plain))] if plain else []
     leads += [(clippy, _clippy_name(clippy)) for clippy in clippies]
@@ -132,9 +133,9 @@ def searching(results: Results) -> list[str]:
         and score.values
     ]
     edges = [method.name for method in results.methods if method.at_edge]
-    edges += [results.floor] if results.floor and results.summary["floor"]["at_edge"] else []
+    edges += [results.floor] if results.floor and results.summary.floor.at_edge else []
     return [
-        text.paper_grid(results.selection_day, results.config["search"]["rates"], _leader(paper), best),
+        text.paper_grid(results.selection_day, results.summary.rates, _leader(paper), best),
         *filter(None, [text.edges(edges)]),
     ]
 

@@ -5,7 +5,8 @@ import statistics
 
 from surefoot.outcomes import Score, score_of
 from surefoot.report import text
-from surefoot.report.folder import Results, Task
+from surefoot.report.folder import Results
+from surefoot.results import Task
 
 FEW_STEPS = 100  # of a final run: less than twice a common warm-up
 FEW_SEEDS = 3  # below, an interval of a difference is wider than anything it is asked about
@@ -18,7 +19,7 @@ def notices(results: Results) -> list[str]:
 
 def useless_tasks(results: Results) -> list[str]:
     """Say of which judged tasks no method predicts more than a constant does."""
-    judged = [(model, task) for model in results.models for task in results.tasks if task.judged]
+    judged = [(model, task) for model in results.models for task in results.summary.tasks if task.judged]
     return [said for model, task in judged if (said := _useless(results, model, task))]
 
 
@@ -54,15 +55,15 @@ def beats_constant(results: Results, model: str, task: Task, score: Score) -> bo
 def thinness(results: Results) -> list[str]:
     """Say what of the log, the steps, the seeds and the last day's rows is too little to conclude from."""
     summary, said = results.summary, []
-    days, log_days = len(summary["days"]), summary["log_days"]
+    days, log_days = len(summary.days), summary.log_days
     if log_days is not None and days < log_days:
         said.append(f"Only the last {days} of the log's {log_days} days were used (data.days).")
-    if summary["steps"] < FEW_STEPS:
+    if summary.steps < FEW_STEPS:
         said.append(
-            f"A final run has {summary['steps']} steps, fewer than {FEW_STEPS}: too few to conclude what happens in "
+            f"A final run has {summary.steps} steps, fewer than {FEW_STEPS}: too few to conclude what happens in "
             "longer training, or which learning rate suits it."
         )
-    seeds, search_seeds = len(results.config["search"]["seeds"]), len(results.search_seeds)
+    seeds, search_seeds = len(results.summary.seeds), len(results.summary.search_seeds)
     if search_seeds == 1:
         said.append(
             "Settings were chosen, and rates judged, by one seed each: another seed may choose and judge otherwise."
@@ -74,7 +75,7 @@ def thinness(results: Results) -> list[str]:
 
 def _wide_interval(results: Results, model: str) -> str:
     """Say that the AUC's interval by the last day's rows is wider than all that lies between the methods."""
-    task = results.summary["select_by"]
+    task = results.summary.select_by
     trials = [t for method in results.methods for t in results.finals(model, method.name) if not t.diverged]
     widths = [t.scores.get(f"auc_high/{task}", math.nan) - t.scores.get(f"auc_low/{task}", math.nan) for t in trials]
     widths = [width for width in widths if not math.isnan(width)]

@@ -48,6 +48,7 @@ def write_report(folder: Path) -> Path:
 def render(results: Results) -> str:
     """Return the page of a study."""
     sections, drawn = _plots(results)
+    seeds = results.summary.search_seeds
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = (files("surefoot.report") / "page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -61,9 +62,9 @@ def render(results: Results) -> str:
         searching=searching(results),
         table=main_table(results),
         tasks=task_tables(results),
-        seeds_words="it alone" if len(results.search_seeds) == 1 else f"{len(results.search_seeds)} seeds",
-        points=100 * results.config["search"]["fall_off"],
-        diverged=sum(trial.diverged for trial in results.trials),
+        seeds_words="it alone" if len(seeds) == 1 else f"{len(seeds)} seeds",
+        points=100 * results.summary.fall_off,
+        diverged=sum(trial.diverged for trial in results.rows),
         sections=sections,
         figures=_script_safe(json.dumps(drawn, allow_nan=False, separators=(",", ":"))),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from surefoot.report.folder import Method
+from surefoot.results import Method
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, LINE, WASH = "#1b2330", "#5a6473", "#e2e6eb", "#f5f6f8"

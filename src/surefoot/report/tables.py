@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from surefoot.outcomes import Score
+from surefoot import results as schema
+from surefoot.outcomes import Fall, Score
 from surefoot.report.findings import entries, final_score
-from surefoot.report.folder import Results, Task, Trial
+from surefoot.report.folder import Results
 from surefoot.report.notices import beats_constant, constant_of
+from surefoot.results import Method, Row, Task
 
 MINUS = "\N{MINUS SIGN}"
-EDGE = ", at edge"  # how the study's table marks a setting whose neighbours were not all tried
 
 
 @dataclass(frozen=True)
@@ -59,48 +60,67 @@ class TaskTable:
 def main_table(results: Results) -> list[Group]:
     """Return the study's table, grouped by model."""
     groups: dict[str, list[Line]] = {}
-    for entry in results.summary["table"]:
-        ranked = entries(results, entry["model"]) if entry["model"] in results.models else []
+    for found in results.table():
+        ranked = entries(results, found.model) if found.method else []
         tags = {e.who: "≈ best" for e in ranked[1:] if ranked[0].score.near(e.score)}
         if len(ranked) > 1 and not ranked[0].score.diverged:
             tags[ranked[0].who] = "best"
-        setting = entry["setting"]
-        line = Line(
-            method=entry["method"] or entry["model"],
-            setting=_split(setting.removesuffix(EDGE), ", "),
-            at_edge=setting.endswith(EDGE),
-            auc=_split(entry["auc"], " ("),
-            rmse=_split(entry["rmse"], " ("),
-            diverged=entry["diverged"],
-            falls_off=_fall(entry["falls_off"]),
-            holds=entry["falls_off"].startswith(">"),
-            paper=_split(entry["paper"], " ("),
-            tag=tags.get(entry["method"], ""),
-        )
-        groups.setdefault(entry["model"], []).append(line)
+        groups.setdefault(found.model, []).append(_line(found, tags))
     return [Group(model, lines) for model, lines in groups.items()]
 
 
-def _split(said: str, at: str) -> Cell:
-    """Return what is said, and in small what follows in brackets or after a comma.
+def _line(found: schema.Line, tags: dict[str, str]) -> Line:
+    method = found.method
+    return Line(
+        method=method.name if method else found.model,
+        setting=_setting(method) if method else Cell(f"rate {found.floor.rate:g}"),
+        at_edge=found.at_edge,
+        auc=score_cell(found.auc, 2, 100),
+        rmse=score_cell(found.shown, 3),
+        diverged=f"{found.diverged} / {found.tried}",
+        falls_off=_fall(found.fall),
+        holds=found.fall is not None and found.fall.at is None,
+        paper=_paper(method) if method and found.searched else Cell(""),
+        tag=tags.get(method.name, "") if method else "",
+    )
 
-    >>> _split("97.40 (1 of 3 seeds diverged)", " (")
+
+def _setting(method: Method) -> Cell:
+    return Cell(f"{method.multiple:g}x", "" if method.value is None else f"{method.vary} {method.value:g}")
+
+
+def _paper(method: Method) -> Cell:
+    """Return what the paper's own grid alone would have found."""
+    if method.paper_multiple is None:
+        return Cell("diverged")
+    return Cell(f"{100 * method.paper_score:.2f}", method.paper_setting)
+
+
+def score_cell(score: Score | None, digits: int, scale: float = 1.0) -> Cell:
+    """Return a score over the seeds, and in small how many of them diverged.
+
+    >>> score_cell(Score.over([0.974], 3), 2, 100)
     Cell(text='97.40', small='1 of 3 seeds diverged', best=False, tone='')
     """
-    text, _, small = said.partition(at)
-    return Cell(text, small.removesuffix(")"))
+    if score is None:
+        return Cell("undefined")
+    if not score.values:
+        return Cell("diverged")
+    return Cell(Score(score.values).text(digits, scale), _lost(score))
 
 
-def _fall(said: str) -> Cell:
-    """Return where a method falls off, and in small by how many of its runs there.
+def _lost(score: Score) -> str:
+    return f"{score.diverged} of {score.tried} seeds diverged" if score.diverged else ""
 
-    >>> _fall("4x 2/3").small, _fall("4x AUC").small, _fall("> 4x").text
-    ('2 of 3 diverged', 'AUC lost', '> 4x')
-    """
-    rate, _, how = said.partition("x ")
-    if not how:
-        return Cell(said)
-    return Cell(f"{rate}x", "AUC lost" if how == "AUC" else f"{how.replace('/', ' of ')} diverged")
+
+def _fall(fall: Fall | None) -> Cell:
+    """Return where a method falls off, and in small by how many of its runs there."""
+    if fall is None:
+        return Cell("")
+    if fall.at is None:
+        return Cell(f"> {fall.top:g}x")
+    how = f"{fall.at.diverged} of {fall.at.tried} diverged" if fall.at.diverged else "AUC lost"
+    return Cell(f"{fall.at.multiple:g}x", how)
 
 
 def task_tables(results: Results) -> list[TaskTable]:
@@ -110,14 +130,15 @@ def task_tables(results: Results) -> list[TaskTable]:
 
 def _task_table(results: Results, model: str) -> TaskTable:
     names = [method.name for method in results.methods]
-    columns = [_column(results, model, names, task) for task in results.tasks]
+    tasks = results.summary.tasks
+    columns = [_column(results, model, names, task) for task in tasks]
     table = TaskTable(model, [(name, [cells[i] for cells in columns]) for i, name in enumerate(names)])
     if results.floor:
         floor = results.floor
-        table.rows.append((floor, [_cell(results, floor, floor, task) for task in results.tasks]))
-    table.rows.append(("best constant", [_constant(results, model, task) for task in results.tasks]))
+        table.rows.append((floor, [_cell(results, floor, floor, task) for task in tasks]))
+    table.rows.append(("best constant", [_constant(results, model, task) for task in tasks]))
     if results.floor:
-        table.rows.append(("best against the floor", [_against(results, model, task) for task in results.tasks]))
+        table.rows.append(("best against the floor", [_against(results, model, task) for task in tasks]))
     return table
 
 
@@ -138,14 +159,13 @@ def _cell(results: Results, model: str, method: str, task: Task, *, best: bool =
         return Cell("diverged")
     alive = [trial for trial in trials if not trial.diverged]
     interval = _interval(alive, task) if task.kind == "binary" else ""
-    lost = f"{score.diverged} of {score.tried} seeds diverged" if score.diverged else ""
     shown = Score(score.values).text(2, 100) if task.kind == "binary" else Score(score.values).text(4)
     worse = task.judged and not beats_constant(results, model, task, score)
-    small = ", ".join(filter(None, (interval, lost, "no better than a constant" if worse else "")))
+    small = ", ".join(filter(None, (interval, _lost(score), "no better than a constant" if worse else "")))
     return Cell(shown, small, best=best and not worse, tone="bad" if worse else "")
 
 
-def _interval(trials: Sequence[Trial], task: Task) -> str:
+def _interval(trials: Sequence[Row], task: Task) -> str:
     """Return the 95 % interval of the AUC by the day's rows, its ends averaged over the seeds."""
     ends = []
     for key in ("auc_low", "auc_high"):

@@ -14,7 +14,9 @@ are fixed before the first of them starts.
 """
 
 import math
+import platform
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from surefoot.data.schema import TaskKind
 from surefoot.errors import InputError
 from surefoot.files import SUMS, refuse_changed
 from surefoot.outcomes import Fall, Score, fall_of_method
+from surefoot.results import CloseUp, Floor, Method, Study, Summary, Task, write
+from surefoot.settings import dump
 from surefoot.study.claim import claimed
 from surefoot.study.config import (
     RULES,
@@ -33,11 +37,11 @@ from surefoot.study.config import (
     StudyConfig,
 )
 from surefoot.study.engine import LocalEngine, Trial
-from surefoot.study.results import CloseUp, Floor, MethodSummary, Study, Summary, write
 from surefoot.study.runner import Plan, Runner, Search, Setting, plan_of, rounded
 from surefoot.study.trial import days_of_log, load_log, total_steps
 
 _FLOOR = ModelConfig(name="linear floor", bottom="linear")
+_PACKAGES = ("surefoot", "torch", "numpy", "polars")
 _FLOOR_EXTRA = 3  # rates that the floor may add to its grid until its best is inside
 
 
@@ -88,13 +92,16 @@ def run_study(
         data=log.name,
         notice=log.notice,
         days=log.days,
-        tasks=[(task.name, task.kind.value, task.judged) for task in log.schema.tasks],
+        tasks=[Task(task.name, task.kind.value, task.judged) for task in log.schema.tasks],
         select_by=select_by,
         show=show,
         show_metric="rmse" if kind is TaskKind.REGRESSION else "ne",
         fall_off=config.search.fall_off,
         searched_on=config.models[0].name,
         base_rate=config.search.base_rate,
+        rates=list(config.search.rates),
+        seeds=list(config.search.seeds),
+        search_seeds=list(config.search.search_seeds),
         steps=total_steps(RunConfig(data=config.data, training=config.training)),
         models=[model.name for model in config.models],
         methods=methods,
@@ -104,8 +111,13 @@ def run_study(
         log_days=days_of_log(config.data),
         workers=engine.processes,
         threads=config.training.threads,
+        config=dump(config),
+        versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        machine=f"{platform.system()} {platform.machine()}",
     )
-    return write(out, summary, runner.rows, config)
+    study = Study(summary, runner.rows)
+    write(out, study)
+    return study
 
 
 def _search(runner: Runner) -> list[Search]:
@@ -276,12 +288,14 @@ def _close_ups(runner: Runner, searches: list[Search]) -> list[CloseUp]:
     return found
 
 
-def _method_summary(runner: Runner, search: Search, chosen: dict[str, Setting]) -> MethodSummary:
+def _method_summary(runner: Runner, search: Search, chosen: dict[str, Setting]) -> Method:
     method, best = search.method, chosen[search.method.name]
     paper = search.best(search.grid(runner.config.search.rates))
     falls = {model.name: _fall(runner, model.name, method, chosen).at for model in runner.config.models}
-    return MethodSummary(
+    return Method(
         name=method.name,
+        rule=method.rule.name,
+        warmup_steps=method.warmup_steps,
         vary=method.vary,
         multiple=best.multiple,
         value=best.value,

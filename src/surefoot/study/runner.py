@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.outcomes import Score
+from surefoot.results import Row
 from surefoot.settings import dump
 from surefoot.study.config import MethodConfig, ModelConfig, RuleConfig, RunConfig, StudyConfig
 from surefoot.study.engine import LocalEngine, Trial
-from surefoot.study.results import Row
 
 
 @dataclass(frozen=True, order=True)
