@@ -1,6 +1,7 @@
 """What a rule costs and saves where nothing is tuned: AUC at seven rates, by the rule and by the accumulator's start.
 
     python benchmarks/two_lines.py [--out two_lines.jsonl] [--seeds 5] [--set-ups ...] [--show]
+    python benchmarks/two_lines.py --why [--out two_lines_why.jsonl]
 
 Six set-ups: the study's two ranking models on the two logs of the demos (``quick``'s and ``drift``'s), whose embeddings
 are trained by an Adagrad of their own as in the paper; and two models of deepctr-torch 0.3.0, trained by its own
@@ -10,6 +11,8 @@ them. (deepctr-torch also needs scikit-learn, tqdm and requests; without it, its
 Every run appends one line of JSON to ``--out``; what is there is not run again. ``--show`` prints the tables of what is
 there, in which each seed's run is compared with the same seed's run of the reference: torch's Adagrad as it comes
 (no clipping, accumulator from 0) at its best rate. Intervals are of the mean over the seeds, Student's t, 95 %.
+``--why`` isolates the cause where Clippy loses: deepctr-torch's models with hidden layers that start from a normal
+deviation of 0.05 in place of its 0.0001; the small model on the drifting log, day by day, and without the drift.
 """
 
 import argparse
@@ -33,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from two_lines_table import tables
+from two_lines_table import tables, why
 
 import surefoot
 from surefoot.data import synthetic
@@ -53,10 +56,15 @@ FEW_RATES = RATES[::3]  # where a line of seven would tell no more
 LOWER_RATES = (0.003125, 0.00625, 0.0125, 0.025)  # of the reference alone: its best rate must not be the grid's edge
 TABLE_RATE = 0.1  # of embedding tables that have an Adagrad of their own, from 1e-6, unclipped
 APART = "Clippy, tables apart"
+APART_WIDE = "Clippy(absolute=0.03), tables apart"
+LOW = "Clippy(absolute=0.003)"
 STARTS = (0.1, 1e-3, 1e-6, 0.0)
 RULES: dict[str, Rule] = {
     "naive": NoClip(),
     "Clippy": Clippy(),
+    LOW: Clippy(absolute=0.003),
+    APART: Clippy(),
+    APART_WIDE: Clippy(absolute=0.03),
     "GC(1)": GradientClip(1.0),
     "AGC(.1)": AdaptiveGradientClip(0.1),
     "LAMB(.1)": TrustRatio(0.1),
@@ -68,6 +76,9 @@ unit on day 14; both: AUC of the next day, the mean over the last third of the d
 """
 OURS = ("completejourney small", "completejourney large+dcn", "drift small", "drift large+dcn")
 THEIRS = ("deepctr MMOE", "deepctr SharedBottom")
+STD = ", std "  # of the hidden layers' start, where it is not deepctr-torch's
+STEADY = "steady small"  # drift's log without the drift
+WIDER = tuple(f"{setup}{STD}0.05" for setup in THEIRS)
 MODELS = {
     "small": ModelConfig(name="small", hidden=(128, 128)),
     "large+dcn": ModelConfig(name="large+dcn", hidden=(256, 256, 256, 256), cross_layers=1),
@@ -114,6 +125,27 @@ def cells(seeds: int, setups: list[str]) -> Iterator[Cell]:
             yield Cell(setup, rule, start, rate, seed)
 
 
+def cells_of_why() -> Iterator[Cell]:
+    """Yield the runs of ``--why``: five seeds, and more on the drifting log, where they differ more."""
+    plan: tuple[tuple[tuple[str, ...], int, dict[tuple[str, float], tuple[float, ...]]], ...] = (
+        (THEIRS, 5, {("naive", 0.0): (0.05, 0.1), (APART, 1e-6): (0.1, 0.8), (APART_WIDE, 1e-6): (0.1, 0.8)}),
+        (WIDER, 5, {("naive", 0.0): (0.025, 0.05, 0.1), (APART, 1e-6): RATES, ("Clippy", 1e-6): FEW_RATES}),
+        ((STEADY,), 5, {("naive", 0.0): (0.0125, 0.025, 0.05), ("Clippy", 1e-6): RATES, (LOW, 1e-6): FEW_RATES}),
+        (
+            ("drift small",),
+            16,
+            {
+                ("naive", 0.0): (0.00625, 0.0125, 0.025),
+                ("Clippy", 1e-6): (0.0125, *FEW_RATES),
+                (LOW, 1e-6): FEW_RATES,
+            },
+        ),
+    )
+    for setups, seeds, tried in plan:
+        for setup, ((rule, start), rates), seed in product(setups, tried.items(), range(1, seeds + 1)):
+            yield from (Cell(setup, rule, start, rate, seed) for rate in rates)
+
+
 def optimizer_of(cell: Cell, params: list[nn.Parameter], tables: set[nn.Parameter]) -> Optimizer:
     """Return what a cell steps with: torch's own Adagrad where nothing is clipped."""
     if cell.start is None:
@@ -121,11 +153,11 @@ def optimizer_of(cell: Cell, params: list[nn.Parameter], tables: set[nn.Paramete
         if cell.rule.endswith("Clippy"):
             surefoot.clip_updates(adam, Clippy())
         return adam
-    if cell.rule == APART:
+    if cell.rule in (APART, APART_WIDE):
         dense, apart = [p for p in params if p not in tables], [p for p in params if p in tables]
         table_group = {"params": apart, "lr": TABLE_RATE, "rule": NoClip(), "initial_accumulator_value": 1e-6}
         groups = [{"params": dense}, table_group]
-        return surefoot.Adagrad(groups, cell.rate, rule=Clippy(), initial_accumulator_value=cell.start)
+        return surefoot.Adagrad(groups, cell.rate, rule=RULES[cell.rule], initial_accumulator_value=cell.start)
     if cell.rule == "naive":
         return torch.optim.Adagrad(params, cell.rate, initial_accumulator_value=cell.start)
     return surefoot.Adagrad(params, cell.rate, rule=RULES[cell.rule], initial_accumulator_value=cell.start)
@@ -138,11 +170,14 @@ def optimizer_of(cell: Cell, params: list[nn.Parameter], tables: set[nn.Paramete
 def load(name: str) -> Log:
     if name == "completejourney":
         return completejourney.load(14)
-    return synthetic.make(days=20, rows_per_day=1024, drift_day=14)
+    return synthetic.make(days=20, rows_per_day=1024, drift_day=14 if name == "drift" else None)
 
 
-def run_ours(cell: Cell) -> dict[str, float]:
-    """Train day after day; return the next day's scores, the mean over the last third of the days."""
+def run_ours(cell: Cell) -> dict[str, Any]:
+    """Train day after day; return the next day's scores, the mean over the last third of the days.
+
+    ``days``: the AUC of each of them, and of the three days before.
+    """
     name, model_name = cell.setup.split()
     log = load(name)
     torch.manual_seed(cell.seed)
@@ -158,12 +193,13 @@ def run_ours(cell: Cell) -> dict[str, float]:
     scores, today, first = list[dict[str, float]](), 0, last - last // 3
     for day, batch in window.stream(last):
         if day != today:
-            if day > first:
+            if day > first - 3:
                 scores.append(score_day(model, log, day))
             today = day
         take_step(model, batch, optimizers, log.schema.tasks)
     scores.append(score_day(model, log, last))
-    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+    means = {key: float(np.mean([score[key] for score in scores[3:]])) for key in scores[0]}
+    return means | {"days": [score["auc"] for score in scores]}
 
 
 @torch.no_grad()
@@ -193,16 +229,22 @@ def deepctr_data() -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndar
     return before, labels[:cut], after, labels[cut:]
 
 
-def run_theirs(cell: Cell) -> dict[str, float]:
-    """Train one epoch by deepctr-torch's own loop; return the AUC of the first task on the days after."""
+def run_theirs(cell: Cell) -> dict[str, Any]:
+    """Train one epoch by deepctr-torch's own loop; return the AUC of the first task on the days after.
+
+    ``train_auc`` is that of the last 8,192 rows that it was trained on; ``alike`` the share of a hidden layer's squared
+    weights along its first singular direction, the mean over these layers: 1 where all units look at the same.
+    """
     from deepctr_torch.inputs import DenseFeat, SparseFeat  # pyright: ignore[reportMissingImports]
     from deepctr_torch.models import multitask  # pyright: ignore[reportMissingImports]
 
     log = synthetic.make(days=1, rows_per_day=1)
     columns: list[Any] = [SparseFeat(c.name, c.rows, embedding_dim=8) for c in log.schema.categorical]
     columns += [DenseFeat(name, 1) for name in log.schema.dense]
-    make: Callable[..., Any] = getattr(multitask, cell.setup.split()[1])
-    model = make(columns, task_types=["binary"] * 2, task_names=["click", "like"], seed=cell.seed)
+    name, _, std = cell.setup.removeprefix("deepctr ").partition(STD)
+    make: Callable[..., Any] = getattr(multitask, name)
+    init_std = float(std or 1e-4)  # its default
+    model = make(columns, task_types=["binary"] * 2, task_names=["click", "like"], seed=cell.seed, init_std=init_std)
     x, y, test_x, test_y = deepctr_data()
     optimizer = optimizer_of(cell, list(model.parameters()), embedding_tables(model))
     model.compile(optimizer, loss=["binary_crossentropy"] * 2)
@@ -214,37 +256,49 @@ def run_theirs(cell: Cell) -> dict[str, float]:
                 raise
             return {"auc": 0.5}
         scores = Tensor(model.predict(dict(test_x), 4096))[:, 0].nan_to_num(0.5)
-    return {"auc": float(auc(scores, Tensor(test_y[:, 0])))}
+        fitted = Tensor(model.predict({key: c[-8192:] for key, c in x.items()}, 4096))[:, 0].nan_to_num(0.5)
+    layers = [p.detach().nan_to_num(0.0) for name, p in model.named_parameters() if "linears" in name and p.ndim == 2]
+    squares = [torch.linalg.svdvals(layer).square() for layer in layers]
+    return {
+        "auc": float(auc(scores, Tensor(test_y[:, 0]))),
+        "train_auc": float(auc(fitted, Tensor(y[-8192:, 0]))),
+        "alike": float(np.mean([float(each[0] / each.sum()) for each in squares])),
+    }
 
 
 def run(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     started = time.process_time()
-    scores = run_ours(cell) if cell.setup in OURS else run_theirs(cell)
+    scores = run_theirs(cell) if cell.setup.startswith("deepctr") else run_ours(cell)
     return asdict(cell) | scores | {"cpu_seconds": round(time.process_time() - started, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="AUC at seven rates by rule and accumulator start")
-    parser.add_argument("--out", type=Path, default=Path("two_lines.jsonl"))
+    parser.add_argument("--out", type=Path, help="two_lines.jsonl, with --why two_lines_why.jsonl")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set-ups", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
     parser.add_argument("--show", action="store_true", help="print the tables of what has been run, run nothing")
+    parser.add_argument("--why", action="store_true", help="run and print what isolates the cause of Clippy's losses")
     options = parser.parse_args()
+    out = options.out or Path("two_lines_why.jsonl" if options.why else "two_lines.jsonl")
     torch.sparse.check_sparse_tensor_invariants.disable()
     if not options.show:
-        setups = list(options.set_ups)
-        if find_spec("deepctr_torch") is None:
+        installed = find_spec("deepctr_torch") is not None
+        if not installed:
             print("deepctr-torch is not installed: its set-ups are left out")
-            setups = [each for each in setups if each in OURS]
-        done = {Cell(**{k: row[k] for k in Cell.__dataclass_fields__}) for row in read(options.out)}
-        with options.out.open("a") as file:
-            for cell in cells(options.seeds, setups):
-                if cell not in done:
+        done = {Cell(**{k: row[k] for k in Cell.__dataclass_fields__}) for row in read(out)}
+        with out.open("a") as file:
+            for cell in cells_of_why() if options.why else cells(options.seeds, options.set_ups):
+                if cell not in done and (installed or not cell.setup.startswith("deepctr")):
                     print(json.dumps(run(cell)), file=file, flush=True)
     print(f"torch {torch.__version__}, deepctr-torch 0.3.0, {platform.machine()}, one thread a run")
     print(SET_UPS)
-    print(tables(read(options.out)))
+    rows = read(out)
+    if options.why:
+        print(why(rows), end="\n\n")
+        rows = [row for row in rows if row["setup"] in (*WIDER, STEADY)]
+    print(tables(rows))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
