@@ -98,11 +98,14 @@ def train(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) -> None:
-    """Write report.html again from a study's results."""
+def report(folder: Annotated[Path, typer.Argument(help="A study's folder, or a run's.")]) -> None:
+    """Write report.html into a study's folder, or a run's, from what the folder holds."""
     from surefoot.report.page import write_report
+    from surefoot.report.run_folder import is_run
+    from surefoot.report.run_page import write_run_report
 
-    console.print(f"Report: {write_report(folder)}", soft_wrap=True)
+    write = write_run_report if is_run(folder) else write_report
+    console.print(f"Report: {write(folder)}", soft_wrap=True)
 
 
 @app.command()

@@ -51,9 +51,7 @@ def close_up(results: Results, model: str) -> CloseUp | None:
     table = None if found is None else results.watched(found.trial)
     if found is None or table is None:
         return None
-    names = [c.removeprefix("clip_ratio/") for c in table.columns if c.startswith("clip_ratio/")]
-    called = layers.labels([layers.PREFIX + name for name in names])
-    shown = {name: called[layers.PREFIX + name] for name in names if layers.PREFIX + name in called}
+    shown = layers.named(table.columns, "clip_ratio")
     onset = found.onset
     rows = table.filter(pl.col("step").is_between(onset - _BEFORE, onset + _AFTER))
     if not shown or rows.is_empty():
@@ -90,11 +88,16 @@ def around(results: Results, seen: CloseUp) -> go.Figure:
 
 def ratio_map(seen: CloseUp) -> go.Figure:
     """Draw Clippy's ratio of every layer at every step around the onset: 1 is where Clippy starts to clip."""
-    names = list(seen.layers)[::-1]
-    ratios = [[_positive(value) for value in seen.rows[f"clip_ratio/{name}"]] for name in names]
+    return ratios(seen.rows, seen.layers)
+
+
+def ratios(rows: pl.DataFrame, called: dict[str, str]) -> go.Figure:
+    """Draw Clippy's ratio of layers over steps, as a map."""
+    names = list(called)[::-1]
+    ratios = [[_positive(value) for value in rows[f"clip_ratio/{name}"]] for name in names]
     heat = go.Heatmap(
-        x=seen.rows["step"].to_list(),
-        y=[seen.layers[name] for name in names],
+        x=rows["step"].to_list(),
+        y=[called[name] for name in names],
         z=[[None if v is None else style.decades(v) for v in row] for row in ratios],
         customdata=[[style.short(v) for v in row] for row in ratios],
         zmin=-4,
@@ -111,7 +114,9 @@ def ratio_map(seen: CloseUp) -> go.Figure:
         hovertemplate="%{y}, step %{x}: %{customdata}<extra></extra>",
     )
     height = 110 + 26 * len(names)
-    return go.Figure([heat], style.layout(height, xaxis=style.axis("step"), yaxis=style.axis("", ticks="")))
+    return go.Figure(
+        [heat], style.layout(height, xaxis=style.axis("step"), yaxis=style.axis("", type="category", ticks=""))
+    )
 
 
 def timeline(results: Results, model: str) -> go.Figure | None:

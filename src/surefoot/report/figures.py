@@ -39,7 +39,7 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
     floors = [t.scores[results.metric] for t in results.rows if t.model == results.floor and t.until == "selection"]
     floor = max((auc for auc in floors if not math.isnan(auc)), default=None)
     if floor is not None and results.floor is not None:
-        traces.append(_level([min(rates), max(rates)], miss(floor), results.floor))
+        traces.append(level([min(rates), max(rates)], miss(floor), results.floor))
     swept = [trial for method in results.methods for trial in results.swept(model, method)]
     aucs = [trial.scores[results.metric] for trial in swept] + ([] if floor is None else [floor])
     rmses = [v for trial in swept if math.isfinite(v := trial.scores[results.shown]) and v > 0] or [1.0]
@@ -115,7 +115,7 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     if not traces:
         return None
     ends = [0, max(trial.steps for method in results.methods for trial in results.sweep(model, method))]
-    traces.append(_level(ends, 1.0, "a constant's loss"))
+    traces.append(level(ends, 1.0, "a constant's loss"))
     aucs = [1 - y / 100 for trace in traces if trace.yaxis == "y2" for y in trace.y or () if y is not None]
     task = results.summary.select_by
     return go.Figure(
@@ -335,7 +335,7 @@ def _share(results: Results, model: str, method: Method) -> dict[str, float]:
     return {label: sum(len(steps.filter(pl.col(c) != 1)) for steps in tables) / total for c, label in called.items()}
 
 
-def _level(x: Sequence[float], height: float | None, name: str) -> go.Scatter:
+def level(x: Sequence[float], height: float | None, name: str) -> go.Scatter:
     """Return a dotted line across the figure; its name stands above the figure, where no curve is."""
     line = {"color": FLOOR.color, "dash": FLOOR.dash, "width": 1.2}
     return go.Scatter(

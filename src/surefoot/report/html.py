@@ -43,7 +43,7 @@ class Plots:
 
 def page(template: str, plots: Plots, looks: dict[str, style.Look], **more: Any) -> str:
     """Return a page of a template: it asks no network for anything, and its content security policy forbids it to."""
-    loader = FunctionLoader(lambda name: (files(__package__) / name).read_text(encoding="utf-8"))
+    loader = FunctionLoader(lambda name: (files(__name__.rpartition(".")[0]) / name).read_text(encoding="utf-8"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

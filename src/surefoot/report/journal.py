@@ -2,11 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surefoot.errors import InputError
 
 _DIVERGENCE = {"step": int, "end": int, "task": str, "verdict": str, "reason": str}
+_FINISHED = {"verdict": str, "steps": int}
+
+
+class Event(NamedTuple):
+    """A line of a journal."""
+
+    kind: str  # "alarm", "rolled_back" and so on
+    step: int | None
+    details: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """Why it happened; nothing if the line does not say."""
+        return str(self.details.get("reason") or "")
 
 
 def divergences(path: Path, content: bytes) -> list[dict[str, Any]]:
@@ -15,14 +29,33 @@ def divergences(path: Path, content: bytes) -> list[dict[str, Any]]:
     Raises:
         InputError: naming the file, and the line that is none of a journal.
     """
+    return [event.details | {"step": event.step} for event in events(path, content) if event.kind == "divergence"]
+
+
+def events(path: Path, content: bytes) -> list[Event]:
+    """Return what a journal tells of, oldest first.
+
+    Raises:
+        InputError: naming the file, and the line that is none of a journal.
+    """
     found = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            event = json.loads(line)
-            if event["event"] == "divergence":
-                found.append({key: kind(event[key]) for key, kind in _DIVERGENCE.items()})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            found.append(_event(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}, cannot be read: {error!r}; expected a JSON object that a run wrote"
             ) from None
     return found
+
+
+def _event(line: dict[str, Any]) -> Event:
+    """Return a line as an event; raise what Python makes of one that is none."""
+    kind, step = str(line["event"]), line.get("step")
+    details = {key: value for key, value in line.items() if key not in ("event", "step")}
+    if kind == "divergence":
+        known = {key: of(line[key]) for key, of in _DIVERGENCE.items()}
+        details |= {key: value for key, value in known.items() if key != "step"}
+    elif kind == "finished":
+        details |= {key: of(line[key]) for key, of in _FINISHED.items()}
+    return Event(kind, None if step is None else int(step), details)

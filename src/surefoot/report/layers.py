@@ -31,9 +31,25 @@ def labels(columns: Sequence[str]) -> dict[str, str]:
             found[column] = "layer norm"
         else:
             kind = _kind(name)
+            if kind == name:  # of a model that is not ours: it has no better name
+                found[column] = name
+                continue
             counted[kind] = counted.get(kind, 0) + 1
             found[column] = f"{kind} {counted[kind]}"
     return found
+
+
+def named(columns: Sequence[str], measure: str) -> dict[str, str]:
+    """Return what to call each layer of which a measure was taken: the weights; all of a model that names none so.
+
+    >>> named(["step", "clip_ratio/heads.click.weight", "clip_ratio/heads.click.bias", "loss/click"], "clip_ratio")
+    {'heads.click.weight': 'head click'}
+    >>> named(["clip_ratio/scale"], "clip_ratio")
+    {'scale': 'scale'}
+    """
+    names = [column.removeprefix(f"{measure}/") for column in columns if column.startswith(f"{measure}/")]
+    called = labels([PREFIX + name for name in names])
+    return {name: called[PREFIX + name] for name in names if PREFIX + name in called} or {name: name for name in names}
 
 
 def telling(columns: Sequence[str], tasks: Sequence[str]) -> list[Layer]:

@@ -59,10 +59,15 @@ def looks(methods: Sequence[Method]) -> dict[str, Look]:
         elif method.rule == "clippy" and _CLIPPY not in used:
             found[method.name] = Look(_CLIPPY)
         else:
-            round_, place = divmod(others, len(OTHERS))
-            found[method.name] = Look(OTHERS[place], _DASHES[round_ % len(_DASHES)])
+            found[method.name] = other(others)
             others += 1
     return found
+
+
+def other(number: int) -> Look:
+    """Return the look of the so manieth of what has no look of its own."""
+    round_, place = divmod(number, len(OTHERS))
+    return Look(OTHERS[place], _DASHES[round_ % len(_DASHES)])
 
 
 def short(value: float | None) -> float | None:
