@@ -41,7 +41,7 @@ import detection_score
 import detection_table
 import torch
 
-from surefoot.monitor.divergence import Detector
+from surefoot.detect.detector import Detector
 
 RESULTS = Path(__file__).parent / "results" / "detection.txt"
 OURS: dict[str, Callable[[], Detector]] = {"surefoot.monitor.Detector, its defaults": Detector}

@@ -14,8 +14,8 @@ from detection_record import REFRESH, WINDOW_ROWS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surefoot.monitor.signals import Signals
-from surefoot.monitor.window import ABSENT, Kinds, clean, scores
+from surefoot.detect.signals import Signals
+from surefoot.observe.streaming_metrics import ABSENT, Kinds, clean, scores
 
 Table = NDArray[np.float64]
 SHOWN = ("auc", "auc_error", "calibration", "spread")  # of the window

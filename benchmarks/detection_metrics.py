@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surefoot.data.schema import Task, TaskKind
+from surefoot.lab.data.schema import Task
+from surefoot.tasks import TaskKind
 
 
 def constant_losses(labels: Tensor, tasks: Sequence[Task]) -> Tensor:

@@ -9,7 +9,7 @@ from detection_record import DRIFT_STEP, Setup
 from faults import Fault
 from numpy.random import Generator
 
-from surefoot.data.schema import Schema
+from surefoot.lab.data.schema import Schema
 
 SETUPS, FAULTS_EACH = 72, 6
 UNHARMED = 24  # further set-ups without any fault, for healthy steps

@@ -27,15 +27,16 @@ from faults import Fault, drift_day, none
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.data import synthetic
-from surefoot.data.schema import Batch, Log, Task, TaskKind
-from surefoot.data.sources import completejourney
-from surefoot.data.windows import MovingWindow
-from surefoot.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, split_parameters, task_losses
+from surefoot.lab.data.schema import Batch, Log, Task
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
+from surefoot.lab.models.ranker import Ranker, task_losses
+from surefoot.lab.sources import completejourney, synthetic
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.embedding_tables import split_parameters
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import Clippy, NoClip
+from surefoot.tasks import TaskKind
 
 STEPS = 640
 BATCH = 256

@@ -12,7 +12,7 @@ from detection_load import Run
 from detection_record import BATCH, WINDOW_ROWS
 from detection_rivals import RIVALS, Flags
 
-from surefoot.monitor.divergence import Detector
+from surefoot.detect.detector import Detector
 
 QUIET = {"shuffled_ids", "zeroed_features", "lost_embeddings", "lost_accumulators"}
 SHIFTS = {"drift_day", "shifted_day"}

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.data.schema import TaskKind
-from surefoot.data.windows import MovingWindow
-from surefoot.metrics import evaluate
-from surefoot.models.ranker import split_parameters, task_losses
-from surefoot.monitor.ladder import Action
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.metrics import evaluate
+from surefoot.lab.models.ranker import task_losses
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.embedding_tables import split_parameters
+from surefoot.recover.policy import Action
+from surefoot.tasks import TaskKind
 
 FACTOR = 1e4
 FIRST_SEED = 200

@@ -18,7 +18,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.data.schema import Batch, Schema, TaskKind
+from surefoot.lab.data.schema import Batch, Schema
+from surefoot.tasks import TaskKind
 
 
 @dataclass(frozen=True)

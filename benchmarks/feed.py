@@ -30,14 +30,15 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import surefoot
-from surefoot.data import prepared
-from surefoot.data.prepared import PreparedLog
-from surefoot.data.schema import Batch, Categorical, Log, Schema, Task, TaskKind
-from surefoot.data.windows import Draw, MovingWindow
-from surefoot.models.ranker import split_parameters
-from surefoot.study.config import ModelConfig
-from surefoot.study.trial import build_model
-from surefoot.training.loop import take_step
+from surefoot.lab.data import prepared
+from surefoot.lab.data.prepared import PreparedLog
+from surefoot.lab.data.schema import Batch, Categorical, Log, Schema, Task
+from surefoot.lab.data.sliding_window import Draw, MovingWindow
+from surefoot.lab.study.config import ModelConfig
+from surefoot.lab.study.trial import build_model
+from surefoot.lab.training.loop import take_step
+from surefoot.optim.embedding_tables import split_parameters
+from surefoot.tasks import TaskKind
 
 DAYS, NEWEST = 4, 3
 SCHEMA = Schema(

@@ -49,15 +49,16 @@ def prepare_and_feed(raw: Path, out: Path, threads: int) -> None:
     import torch
 
     import surefoot
-    from surefoot.data.description import Description
-    from surefoot.data.prepare import prepare
-    from surefoot.data.prepared import PreparedLog
-    from surefoot.data.reader import find_files
-    from surefoot.data.source import Source
-    from surefoot.data.windows import Draw, MovingWindow
-    from surefoot.models.layers import FeatureEmbedding, SharedBottom
-    from surefoot.models.ranker import Ranker, split_parameters
-    from surefoot.training.loop import take_step
+    from surefoot.lab.data.prepared import PreparedLog
+    from surefoot.lab.data.sliding_window import Draw, MovingWindow
+    from surefoot.lab.ingest.description import Description
+    from surefoot.lab.ingest.prepare import prepare
+    from surefoot.lab.ingest.reader import find_files
+    from surefoot.lab.ingest.source import Source
+    from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
+    from surefoot.lab.models.ranker import Ranker
+    from surefoot.lab.training.loop import take_step
+    from surefoot.optim.embedding_tables import split_parameters
 
     torch.set_num_threads(threads)
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless told either way

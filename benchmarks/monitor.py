@@ -32,7 +32,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.monitor.recorder import Monitor
+from surefoot.observe.monitor import Monitor
 
 LAYOUTS = {"Large": [1000, 4096, 4096, 4096, 4096], "Small": [1000, 512, 512]}
 TASKS = {"click": "binary", "sales": "regression"}

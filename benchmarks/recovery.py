@@ -35,19 +35,20 @@ import torch
 from faults import Fault
 from torch import nn
 
-from surefoot.data import synthetic
-from surefoot.data.schema import Log, Schema, TaskKind
-from surefoot.data.sources import completejourney
-from surefoot.data.windows import MovingWindow
-from surefoot.metrics import evaluate
-from surefoot.models.layers import FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, split_parameters, task_losses
-from surefoot.monitor import journal
-from surefoot.monitor.ladder import Action, Ladder
-from surefoot.monitor.recorder import Monitor
-from surefoot.monitor.recovery import Recovery
+from surefoot.lab.data.schema import Log, Schema
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.metrics import evaluate
+from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
+from surefoot.lab.models.ranker import Ranker, task_losses
+from surefoot.lab.sources import completejourney, synthetic
+from surefoot.observe.monitor import Monitor
 from surefoot.optim.adagrad import Adagrad
+from surefoot.optim.embedding_tables import split_parameters
+from surefoot.recover import journal
+from surefoot.recover.policy import Action, Ladder
+from surefoot.recover.recovery import Recovery
 from surefoot.rules import Clippy, NoClip, Rule
+from surefoot.tasks import TaskKind
 
 DAYS, STEPS_PER_DAY, BATCH = 20, 25, 256  # 500 steps
 SCORED_DAYS = 2

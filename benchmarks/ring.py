@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import surefoot
-from surefoot.monitor import capsule_files
-from surefoot.monitor.capsule import Ring
-from surefoot.training.replay import Training, replay
+from surefoot.capsule import format as capsule_files
+from surefoot.capsule.replay import Training, replay
+from surefoot.capsule.ring import Ring
 
 LAYOUTS = {"Large": [1000, 4096, 4096, 4096, 4096, 1], "Small": [1000, 512, 512, 1]}
 EVERY = 32

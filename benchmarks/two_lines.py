@@ -39,17 +39,16 @@ from torch.optim import Optimizer
 from two_lines_table import tables, why
 
 import surefoot
-from surefoot.data import synthetic
-from surefoot.data.schema import Log, TaskKind
-from surefoot.data.sources import completejourney
-from surefoot.data.windows import MovingWindow
-from surefoot.metrics import auc, evaluate
-from surefoot.models.layers import embedding_tables
-from surefoot.models.ranker import split_parameters
+from surefoot.lab.data.schema import Log
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.metrics import auc, evaluate
+from surefoot.lab.sources import completejourney, synthetic
+from surefoot.lab.study.config import ModelConfig
+from surefoot.lab.study.trial import build_model, fit_label_units
+from surefoot.lab.training.loop import take_step
+from surefoot.optim.embedding_tables import embedding_tables, split_parameters
 from surefoot.rules import AdaptiveGradientClip, Clippy, GradientClip, NoClip, Rule, TrustRatio
-from surefoot.study.config import ModelConfig
-from surefoot.study.trial import build_model, fit_label_units
-from surefoot.training.loop import take_step
+from surefoot.tasks import TaskKind
 
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 FEW_RATES = RATES[::3]  # where a line of seven would tell no more

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 
 import surefoot
-from surefoot.data.prepare import prepare
-from surefoot.data.prepared import PreparedLog
-from surefoot.data.profile import profile
-from surefoot.data.sources import kuairand
-from surefoot.data.windows import MovingWindow
-from surefoot.metrics import evaluate
-from surefoot.models.layers import FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import LabelUnits, Ranker, split_parameters, task_heads
-from surefoot.training.loop import take_step
+from surefoot.lab.data.prepared import PreparedLog
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.ingest.prepare import prepare
+from surefoot.lab.ingest.profile import profile
+from surefoot.lab.metrics import evaluate
+from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
+from surefoot.lab.models.ranker import LabelUnits, Ranker, task_heads
+from surefoot.lab.sources import kuairand
+from surefoot.lab.training.loop import take_step
+from surefoot.optim.embedding_tables import split_parameters
 
 
 def stand_in(folder: Path) -> Path:

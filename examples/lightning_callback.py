@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import surefoot
-from surefoot.monitor.lightning import MonitorCallback
+from surefoot.integrations.lightning import MonitorCallback
 
 
 def main() -> None:

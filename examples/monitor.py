@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 import surefoot
-from surefoot.monitor.attribution import attribute
+from surefoot.observe.attribution import attribute
 
 FEATURES = ["price", "age", "hour", "clicks_7d"]
 

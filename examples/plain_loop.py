@@ -3,10 +3,11 @@
 import torch
 
 import surefoot
-from surefoot.data import synthetic
-from surefoot.data.windows import MovingWindow
-from surefoot.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, split_parameters, task_losses
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
+from surefoot.lab.models.ranker import Ranker, task_losses
+from surefoot.lab.sources import synthetic
+from surefoot.optim.embedding_tables import split_parameters
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 import surefoot
-from surefoot.monitor import journal
-from surefoot.monitor.ladder import Action
+from surefoot.recover import journal
+from surefoot.recover.policy import Action
 
 
 def main() -> None:

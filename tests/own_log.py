@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from surefoot.data import synthetic
-from surefoot.data.schema import Categorical, Log
+from surefoot.lab.data.schema import Categorical, Log
+from surefoot.lab.sources import synthetic
 
 TAGS = Categorical("tags", 9, width=3)
 

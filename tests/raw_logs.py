@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from surefoot.data.description import Description
-from surefoot.data.prepare import prepare
-from surefoot.data.prepared import MANIFEST, PreparedLog, day_path
-from surefoot.data.reader import find_files
-from surefoot.data.source import Source
+from surefoot.lab.data.prepared import MANIFEST, PreparedLog, day_path
+from surefoot.lab.ingest.description import Description
+from surefoot.lab.ingest.prepare import prepare
+from surefoot.lab.ingest.reader import find_files
+from surefoot.lab.ingest.source import Source
 
 HEADER = "date,user,price,click"
 ROWS = ("2024-05-01,u1,0.5,0", "2024-05-01,u2,1.5,1", "2024-05-02,u1,2.5,0", "2024-05-02,u3,3.5,1")

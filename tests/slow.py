@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from surefoot.data.past import MISSING, UNSEEN
+from surefoot.lab.ingest.vocabularies import MISSING, UNSEEN
 
 
 class SlowVocabulary:

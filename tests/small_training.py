@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.data import synthetic
-from surefoot.data.schema import Batch, Log
-from surefoot.data.windows import MovingWindow
-from surefoot.models.layers import FeatureEmbedding, SharedBottom
-from surefoot.models.ranker import Ranker, split_parameters, task_losses
-from surefoot.monitor import capsule_files
-from surefoot.monitor.capsule import Ring
-from surefoot.monitor.capsule_files import Capsule
-from surefoot.optim.attach import clip_updates
-from surefoot.training.loop import warm_up
-from surefoot.training.replay import Training
+from surefoot.capsule import format as capsule_files
+from surefoot.capsule.format import Capsule
+from surefoot.capsule.replay import Training
+from surefoot.capsule.ring import Ring
+from surefoot.lab.data.schema import Batch, Log
+from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
+from surefoot.lab.models.ranker import Ranker, task_losses
+from surefoot.lab.sources import synthetic
+from surefoot.lab.training.loop import warm_up
+from surefoot.optim.clip_updates import clip_updates
+from surefoot.optim.embedding_tables import split_parameters
 
 LOG = synthetic.make(days=4, rows_per_day=1024)
 WINDOW = MovingWindow(LOG, 32, width=2)

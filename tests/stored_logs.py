@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from surefoot.data.schema import Batch, Categorical, Log, Schema, Task, TaskKind
+from surefoot.lab.data.schema import Batch, Categorical, Log, Schema, Task
+from surefoot.tasks import TaskKind
 
 SCHEMA = Schema(
     (Categorical("user", 7), Categorical("tags", 20, width=3), Categorical("item", 1000)),

@@ -17,14 +17,16 @@ from torch.optim import Optimizer
 import small_training
 import surefoot
 from properties import over
-from surefoot import Adagrad, Clippy, ClippyAdagrad, GlobalGradientClip, clip_updates, guard, metrics
-from surefoot.data.schema import Batch
-from surefoot.models.ranker import Ranker, split_parameters
-from surefoot.monitor.capsule import Ring
-from surefoot.monitor.record import Combine, over_ranks
-from surefoot.monitor.recorder import Monitor
-from surefoot.monitor.window import Kinds, clean, scores
-from surefoot.training.loop import take_step
+from surefoot import Adagrad, Clippy, ClippyAdagrad, GlobalGradientClip, clip_updates, guard
+from surefoot.capsule.ring import Ring
+from surefoot.lab import metrics
+from surefoot.lab.data.schema import Batch
+from surefoot.lab.models.ranker import Ranker
+from surefoot.lab.training.loop import take_step
+from surefoot.observe.monitor import Monitor
+from surefoot.observe.step_record import Combine, over_ranks
+from surefoot.observe.streaming_metrics import Kinds, clean, scores
+from surefoot.optim.embedding_tables import split_parameters
 
 LR = 0.1
 TASKS = small_training.LOG.schema.tasks

@@ -14,10 +14,10 @@ import pytest
 import tomli_w
 
 from full_disks import nothing_can_be_written
-from study.recorded_run import TINY, capsule_of
-from surefoot import cli
-from surefoot.settings import dump
-from test_cli import TINY_RUN, TINY_STUDY
+from lab.study.recorded_run import TINY, capsule_of
+from lab.test_cli import TINY_RUN, TINY_STUDY
+from surefoot.lab import cli
+from surefoot.lab.settings import dump
 
 DEEP = 100_000
 

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; without the packages that it needs, say in one sentence how to get them."""
     try:
-        from surefoot.cli import main as run
+        from surefoot.lab.cli import main as run
 
         run()
     except ModuleNotFoundError as error:

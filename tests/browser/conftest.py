@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from selenium import webdriver
 
-from report.conftest import resum
-from report.small_study import FOLDER, run
-from surefoot.report.page import write_report
+from lab.report.conftest import resum
+from lab.report.small_study import FOLDER, run
+from surefoot.lab.report.page import write_report
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -8,7 +8,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from report.small_study import SECTIONS
+from lab.report.small_study import SECTIONS
 
 FIGURES = [f"{section}-{i}" for section in SECTIONS for i in (0, 1)]
 

@@ -14,14 +14,14 @@ from torch.nn.functional import binary_cross_entropy
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.metrics import auc
-from surefoot.monitor import capsule_files
-from surefoot.monitor.buffers import Buffers
-from surefoot.monitor.divergence import Alarm
-from surefoot.monitor.ladder import Action, Ladder, Slow
-from surefoot.monitor.throttle import Throttle
-from surefoot.optim.wrappers import in_backward, unwrapped
-from surefoot.training.replay import Replay, Training, replay
+from surefoot.capsule import format as capsule_files
+from surefoot.capsule.replay import Replay, Training, replay
+from surefoot.detect.detector import Alarm
+from surefoot.lab.metrics import auc
+from surefoot.optim.unwrap import in_backward, unwrapped
+from surefoot.recover.buffers import Buffers
+from surefoot.recover.lr_scale import Throttle
+from surefoot.recover.policy import Action, Ladder, Slow
 
 TASKS = ("click", "buy")
 FIELDS, VALUES, DENSE = 3, 200, 6

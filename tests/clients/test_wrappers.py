@@ -21,9 +21,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
 import surefoot
-from surefoot.monitor import capsule_files
-from surefoot.optim.wrappers import in_backward, unwrapped
-from surefoot.training.replay import Training, replay
+from surefoot.capsule import format as capsule_files
+from surefoot.capsule.replay import Training, replay
+from surefoot.optim.unwrap import in_backward, unwrapped
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient was NaN or infinite, and the step was skipped:RuntimeWarning"),

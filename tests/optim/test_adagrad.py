@@ -86,7 +86,7 @@ def sums(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> list[Ten
 
 # The authors' own code
 
-CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "tfrs_clippy.json").read_text())["cases"]
+CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "tfrs_clippy.json").read_text())["cases"]
 TRAJECTORIES = {
     case["name"]: case
     for case in CASES

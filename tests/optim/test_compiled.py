@@ -304,7 +304,7 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_for_the_process(told: dic
 
 FORKED = """
 import os, sys, signal, torch, surefoot
-from surefoot.monitor import survey
+from surefoot.observe import layer_stats as survey
 from surefoot.optim import kernel
 
 assert kernel.available()

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from properties import over
 from surefoot.optim.adagrad import Adagrad
-from surefoot.optim.attach import clip_updates
+from surefoot.optim.clip_updates import clip_updates
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
 from surefoot.rules import (
     ALL,

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from properties import over
 from surefoot import Adagrad, Clippy, ClippyAdagrad, GradientClip, NoClip
-from surefoot.models.layers import FeatureEmbedding, MixtureOfExperts, SharedBottom
-from surefoot.models.ranker import Ranker
+from surefoot.lab.models.layers import FeatureEmbedding, MixtureOfExperts, SharedBottom
+from surefoot.lab.models.ranker import Ranker
 from surefoot.optim.groups import GroupSpec, ParameterGroups, named_parameters, parameter_groups
 
 LR = 0.125  # a power of two: scaling by powers of two rounds nothing

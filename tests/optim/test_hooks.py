@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import surefoot
 from properties import over
-from surefoot.monitor.recovery import Recovery
 from surefoot.optim.hooks import around, parts_of
+from surefoot.recover.recovery import Recovery
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
 

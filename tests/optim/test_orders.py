@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.monitor.recovery import Recovery
+from surefoot.recover.recovery import Recovery
 
 LR = 0.1
 Make = Callable[[list[nn.Parameter]], Optimizer]

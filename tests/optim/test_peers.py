@@ -25,7 +25,7 @@ from surefoot import (
     Rule,
     TrustRatio,
 )
-from surefoot.optim.attach import clip_gradients, clip_updates
+from surefoot.optim.clip_updates import clip_gradients, clip_updates
 
 LR = 0.125
 RULE = Clippy(1e-3, 1e-5)

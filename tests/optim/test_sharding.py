@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 import surefoot
 from properties import over
-from surefoot.monitor.capsule import Ring
-from surefoot.monitor.recovery import Recovery
+from surefoot.capsule.ring import Ring
+from surefoot.recover.recovery import Recovery
 
 WORLD = 2
 

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 import surefoot
 from properties import over
-from surefoot.monitor.attribution import _by_row
-from surefoot.monitor.stats import touched
+from surefoot.observe.attribution import _by_row
+from surefoot.observe.step_stats import touched
 from surefoot.optim.sparse import at_its_places, by_row
 from surefoot.rules import AdaptiveGradientClip, Clippy, GlobalGradientClip, GradientClip, NoClip, Rule
 

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from surefoot import checks
-from surefoot.optim import checkpoint, eager, kernel, nonfinite, sharding
+from surefoot.optim import eager, kernel, nonfinite, sharding
+from surefoot.optim import state_loading as checkpoint
+from surefoot.optim.accumulator_start import SlowStart
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
 from surefoot.optim.group_keys import refuse_ignored
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.optim.slow_start import SlowStart
 from surefoot.rules import Clippy, NoClip, Rule, Scope, checked
 
 _ENUMS = {"epsilon": Epsilon, "accumulate": Accumulate}

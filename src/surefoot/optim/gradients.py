@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
-from surefoot.optim.wrappers import unwrapped
+from surefoot.optim.unwrap import unwrapped
 
 GradientFunction = Callable[[Tensor], Tensor]
 Probe = Callable[[str, Tensor, Tensor], object]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from surefoot import checks
-from surefoot.models.layers import embedding_tables
+from surefoot.optim.embedding_tables import embedding_tables
 from surefoot.optim.sharding import refuse_sharded
 from surefoot.rules import Rule, checked
 

@@ -9,7 +9,7 @@ from torch.utils.weak import TensorWeakRef
 
 from surefoot.optim import nonfinite
 from surefoot.optim.hooks import Around, Flag, Part, around, but_not, either, held
-from surefoot.optim.wrappers import unwrapped
+from surefoot.optim.unwrap import unwrapped
 
 
 def guard(*optimizers: Optimizer) -> "Guard":

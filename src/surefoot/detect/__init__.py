@@ -1,0 +1,1 @@
+"""Floats in, verdict out: when training diverges. The standard library only."""

@@ -1,0 +1,292 @@
+"""Whether a task is on the road: its relative loss near what it has shown to be healthy, or back there in time.
+
+The recovery test that tells a micro-divergence from a full one. The standard library only.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from surefoot.detect.signals import Level
+
+_STATE = (
+    *("best", "best_loss", "onset", "missed", "given_up", "reason", "road", "first", "first_step", "first_jump"),
+    *("first_loss", "shock", "shown", "has_learnt"),
+)
+_SHOCK = 10  # times the first relative loss, or a constant's: past that in a single step a network may be dead
+_WORTHLESS = 1.5  # times the loss of a constant prediction: to end there is to end worse than without a model
+_WORTHLESS_BY_ITSELF = 4.0  # likewise on rows of another day, which may be harder: twice the constant's RMSE
+_RANKS = 0.6  # an AUC that no constant prediction has
+_ENOUGH = 128  # steps that show a task before it can be said that it has learnt nothing
+
+
+class Verdict(StrEnum):
+    """What became of a run, or of one task in it; a later member is worse."""
+
+    HEALTHY = "healthy"
+    MICRO = "micro"  # left the road and came back
+    FULL = "full"  # did not come back
+
+
+@dataclass(frozen=True)
+class Event:
+    """One departure from health.
+
+    Args:
+        task: whose loss it was.
+        onset: the first step of the rise.
+        verdict: micro if it recovered, full if not.
+        reason: in plain words.
+        end: the step at which it was recovered from, or given up.
+        layer: where it began, if a layer's signal told first.
+        signal: that told first.
+        alarm: the step of the alarm that told of it first, at or before its onset, if there is one.
+    """
+
+    task: str
+    onset: int
+    verdict: Verdict
+    reason: str
+    end: int
+    layer: str | None = None
+    signal: str = "relative_loss"
+    alarm: int | None = None
+
+
+@dataclass(frozen=True)
+class FreshScore:
+    """How good a task is on rows that were not trained on. What is not known is NaN.
+
+    Args:
+        relative_loss: its loss over that of the best constant prediction on these rows.
+        auc_low: the lower end of its AUC's interval, if it is binary.
+    """
+
+    relative_loss: float = math.nan
+    auc_low: float = math.nan
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it ranks far better than chance."""
+        return self.auc_low >= _RANKS
+
+    def is_worthless(self, seemed: bool) -> bool:
+        """Whether it is clearly worse than a constant prediction, or a little, where the last batches seemed so too."""
+        if math.isnan(self.relative_loss):
+            return seemed
+        return self.relative_loss > (1.0 if seemed else _WORTHLESS_BY_ITSELF)
+
+
+@dataclass(frozen=True)
+class RoadLimits:
+    """When a task has left the road, and when it is given up.
+
+    Args:
+        window: steps in the level.
+        history: steps in the healthy median.
+        learnt: relative loss below which a task has learnt something.
+        patience: steps that an event may last, those that do not show the task apart.
+    """
+
+    window: int
+    history: int
+    learnt: float
+    patience: int
+
+
+class Road:
+    """One task's relative losses, and the event it is in, if any.
+
+    Healthy is the median of the last ``history`` accepted relative losses; accepted are finite ones of steps that lie
+    outside events. The level is the median of the last ``window``. The task leaves the road when a loss is not finite,
+    or when the level is above healthy by more than six robust standard deviations of the history and has lost at least
+    half of what the task had learnt: it is past the middle between healthy and 1, or, if nothing had been learnt yet,
+    past one and a half times healthy. Where the loss itself is known, it has to have risen too, by three deviations:
+    otherwise a constant only happened to do well on these batches. And it leaves the road, however slowly it went, when
+    the level is past 1 though healthy once lay six deviations below.
+
+    It has come back when the level is on the healthy side of that middle again (below ``learnt`` if nothing had been
+    learnt before), and is given up if that takes more than ``patience`` steps. A task that never learns anything and
+    never rises never leaves the road.
+    """
+
+    def __init__(self, limits: RoadLimits, task: str) -> None:
+        self.limits = limits
+        self.task = task
+        self.recent: deque[float] = deque(maxlen=limits.window)
+        self.accepted = Level(limits.history, limits.window)  # a window late: nothing of an event's rise gets in
+        self.recent_losses: deque[float] = deque(maxlen=limits.window)
+        self.accepted_losses = Level(limits.history, limits.window)
+        self.best: float | None = None  # the least that healthy has been, where that was clearly below 1
+        self.best_loss = 0.0  # what was then the limit of the loss
+        self.onset: int | None = None
+        self.missed = 0  # steps since then that did not show the task
+        self.given_up = False  # was off the road for longer than it may, and still is
+        self.reason = ""
+        self.road = 0.0  # the level below which an event is over
+        self.first: float | None = None
+        self.first_step = 0
+        self.first_jump: int | None = None  # a step of the first window whose loss was past 1.5 times the first
+        self.first_loss: float | None = None
+        self.shock: int | None = None  # the first step whose loss was far above all bounds, if only for that step
+        self.shown = 0  # steps
+        self.has_learnt = False  # was better than a constant once, if only by a little
+
+    @property
+    def on_road(self) -> bool:
+        """Whether it is where it should be."""
+        return self.onset is None
+
+    def update(self, step: int, value: float, loss: float | None = None) -> Event | None:
+        """Take in one step, its relative loss and the loss, if that is known; return the event that it decides, if any.
+
+        An event is decided when the task is back, or given up; and once more if it comes back after that.
+        """
+        finite = math.isfinite(value)
+        self.shown += 1
+        self._note_shock(step, value, loss)
+        if self.first is None:
+            self.first, self.first_step = (value, step) if finite else (None, 0)
+        elif self.first_jump is None and step - self.first_step < self.limits.window and value > 1.5 * self.first:
+            self.first_jump = step if self._loss_rose(loss) else None
+        self.recent.append(value if finite else math.inf)
+        if loss is not None:
+            self.recent_losses.append(loss if math.isfinite(loss) else math.inf)
+        level = median(self.recent)
+        if not self.on_road:
+            return self._look_for_road(step, level)
+        if finite:
+            self.accepted.offer(value)
+            if loss is not None and math.isfinite(loss):
+                self.accepted_losses.offer(loss)
+            self._note_best()
+        if not finite:
+            self._open(step, f"the loss of {self.task} is {value}", self._healthy())
+        elif len(self.recent) == self.limits.window:
+            healthy = self._left(level)
+            if healthy is not None:
+                reason = f"the relative loss of {self.task} rose from {healthy:.3g} to {level:.3g}"
+                self._open(step - self.limits.window // 2, reason, healthy)
+        return None
+
+    def miss(self) -> None:
+        """Take in a step that does not show the task: nothing is known of it, and it may be off the road for longer."""
+        self.missed += 1
+
+    def _look_for_road(self, step: int, level: float) -> Event | None:
+        if level < self.road:
+            return self.close(step, Verdict.MICRO)
+        if not self.given_up and self.onset is not None and step - self.onset - self.missed >= self.limits.patience:
+            self.given_up = True
+            return Event(self.task, self.onset, Verdict.FULL, self.reason, step)
+        return None
+
+    def close(self, step: int, verdict: Verdict) -> Event | None:
+        """End the event it is in, if any; return it, if that is news."""
+        if self.onset is None or (self.given_up and verdict is Verdict.FULL):
+            return None
+        event = Event(self.task, self.onset, verdict, self.reason, step)
+        self.onset, self.given_up = None, False
+        self.recent.clear()
+        self.recent_losses.clear()
+        self.accepted.forget_waiting()
+        self.accepted_losses.forget_waiting()
+        return event
+
+    def is_constant(self) -> bool:
+        """Whether the last losses are those of a constant prediction, or worse."""
+        return bool(self.recent) and median(self.recent) >= self.limits.learnt
+
+    def has_lost(self) -> bool:
+        """Whether the last losses are those of a constant prediction, though the task was clearly better once."""
+        return self.best is not None and self.is_constant() and median(self.recent) >= (1 + self.best) / 2
+
+    def is_dead(self) -> bool:
+        """Whether it ends at a constant prediction and has learnt nothing since a loss far above all bounds."""
+        return self.shock is not None and self.is_constant() and not self.has_learnt
+
+    def is_worthless(self) -> bool:
+        """Whether it ends clearly worse than a constant prediction, and not because it has only begun."""
+        if len(self.recent) < self.limits.window or not self.is_constant():
+            return False
+        level = median(self.recent)
+        risen = self.first is not None and level > self.first
+        settled = len(self.accepted) == self.limits.history and self.accepted.median > _WORTHLESS
+        return level > _WORTHLESS and (risen or settled)
+
+    def learns_nothing(self) -> bool:
+        """Whether it has been shown for long and was never better than a constant prediction."""
+        return self.shown >= _ENOUGH and not self.has_learnt
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain numbers and strings."""
+        plain = {name: getattr(self, name) for name in _STATE}
+        return {
+            **plain,
+            "recent": list(self.recent),
+            "recent_losses": list(self.recent_losses),
+            "accepted": self.accepted.state_dict(),
+            "accepted_losses": self.accepted_losses.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; what an older one does not have is as at the start."""
+        for name in _STATE:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        self.recent = deque(state["recent"], maxlen=self.limits.window)
+        self.recent_losses = deque(state["recent_losses"], maxlen=self.limits.window)
+        self.accepted.load_state_dict(state["accepted"])
+        self.accepted_losses.load_state_dict(state["accepted_losses"])
+        self.has_learnt = self.has_learnt or self.best is not None
+
+    def _open(self, onset: int, reason: str, healthy: float) -> None:
+        self.onset, self.missed, self.reason = onset, 0, reason
+        self.road = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
+
+    def _note_shock(self, step: int, value: float, loss: float | None) -> None:
+        if self.first_loss is None and loss is not None and math.isfinite(loss):
+            self.first_loss = loss
+        if self.shock is not None or self.first is None or not value > _SHOCK * max(self.first, 1.0):
+            return
+        if self._loss_rose(loss):
+            self.shock = step
+
+    def _loss_rose(self, loss: float | None) -> bool:
+        """Whether the loss, if it is known, is past one and a half times the first: else a constant did well."""
+        return loss is None or self.first_loss is None or not loss <= 1.5 * self.first_loss
+
+    def _note_best(self) -> None:
+        healthy = self.accepted.median
+        full = len(self.accepted) == self.limits.history
+        self.has_learnt = self.has_learnt or (full and healthy + self.accepted.spread() / 2 < 1)
+        if len(self.accepted) < self.limits.window or healthy >= (1.0 if self.best is None else self.best):
+            return
+        if healthy + 6 * self.accepted.spread() < 1:
+            self.best, self.best_loss, self.has_learnt = healthy, self._loss_limit(), True
+
+    def _left(self, level: float) -> float | None:
+        """Return what was healthy if the level is off the road, None if it is on it."""
+        loss = median(self.recent_losses) if self.recent_losses else math.inf
+        if self.best is not None and level > 1 and loss > self.best_loss:
+            return self.best
+        return self._healthy() if level > self._limit(level) and loss > self._loss_limit() else None
+
+    def _loss_limit(self) -> float:
+        """Return what the loss has to be above for a rise of the relative loss to count."""
+        losses = self.accepted_losses
+        return losses.median + 3 * losses.spread() if len(losses) else 0.0
+
+    def _healthy(self) -> float:
+        return self.accepted.median if len(self.accepted) else self.recent[0]
+
+    def _limit(self, level: float) -> float:
+        """Return the level above which the task is off the road; worked out in full only if ``level`` may be."""
+        healthy = self._healthy()
+        limit = (1 + healthy) / 2 if healthy < self.limits.learnt else 1.5 * healthy
+        if level <= limit or not len(self.accepted):
+            return limit
+        return max(limit, healthy + 6 * self.accepted.spread())

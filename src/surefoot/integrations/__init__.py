@@ -1,0 +1,1 @@
+"""Other people's trainers. Nothing else in surefoot imports these."""

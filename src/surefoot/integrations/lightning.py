@@ -1,0 +1,101 @@
+"""The monitor as a callback of Lightning, which has to be installed: ``pip install surefoot[lightning]``."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from surefoot.detect.detector import Alarm
+from surefoot.observe.monitor import Monitor
+
+_missing: ModuleNotFoundError | None = None
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    try:
+        from lightning.pytorch import Callback
+    except ModuleNotFoundError as error:  # said when a callback is made: importing this module harms nobody
+        _missing, Callback = error, object
+
+_log = logging.getLogger(__name__)
+
+
+def tell(alarm: Alarm, trainer: Any) -> None:
+    """Log an alarm as a warning."""
+    _log.warning("step %s: %s", alarm.step, alarm.reason)
+
+
+class MonitorCallback(Callback):
+    """Gives a monitor one call a step.
+
+    ``training_step`` returns a dictionary with ``loss``, as Lightning wants it, and what ``Monitor.step`` takes:
+    ``losses`` and, if there are any, ``outputs`` and ``labels``, each a dictionary by task. Under gradient accumulation
+    these are the last part's. The monitor's state is in Lightning's checkpoints.
+
+    Args:
+        make: makes the monitor, from the module and its optimizers, when training starts.
+        on_alarm: called with an alarm, and the trainer, whose ``should_stop`` it may set; by default a line of log.
+
+    Raises:
+        ModuleNotFoundError: if Lightning is missing.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[nn.Module, list[Optimizer]], Monitor],
+        *,
+        on_alarm: Callable[[Alarm, Any], None] = tell,
+    ) -> None:
+        if _missing is not None:
+            raise _missing
+        super().__init__()
+        self._make, self._on_alarm = make, on_alarm
+        self.monitor: Monitor | None = None
+        self._state: dict[str, Any] | None = None
+        self._steps = 0  # of optimizers, as the trainer counts them
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the monitor, or go on from a checkpoint's."""
+        self.monitor = self._make(pl_module, trainer.optimizers)
+        if self._state is not None:
+            self.monitor.load_state_dict(self._state)
+        self._steps = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Show the monitor a step, if one was taken.
+
+        Raises:
+            TypeError: if ``training_step`` returned no losses by task.
+        """
+        if trainer.global_step == self._steps or self.monitor is None:
+            return
+        self._steps = trainer.global_step
+        if not (isinstance(outputs, dict) and "losses" in outputs):
+            got = type(outputs).__name__
+            raise TypeError(f"training_step returned {got}; expected a dictionary that has 'losses'")
+        more = {name: outputs.get(name) for name in ("outputs", "labels")}
+        alarm = self.monitor.step(outputs["losses"], **more, batch=batch)
+        if alarm is not None:
+            self._on_alarm(alarm, trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the monitor."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the monitor: what it has seen is what one wants to know now."""
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the monitor's state."""
+        return {} if self.monitor is None else self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state for the monitor that will be made."""
+        self._state = state_dict or None
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()

@@ -1,0 +1,1 @@
+"""The laboratory: proves rules on logs. It needs the extra `study`; the library never imports it."""

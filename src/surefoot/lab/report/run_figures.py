@@ -1,0 +1,217 @@
+"""The figures of one run: one function a figure, from its folder to plotly; None where there is nothing to draw."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from surefoot.lab.report import closeup, layers, style
+from surefoot.lab.report.figures import level
+from surefoot.lab.report.happened import KINDS
+from surefoot.lab.report.run_folder import RunFolder
+from surefoot.lab.report.style import Look, miss
+
+_COLUMNS = 160  # of a map, at most
+_BAD, _ALARM, _DONE = "#a4320b", "#c77f00", style.MUTED  # the colours of what happened
+_MARKS = {"alarm": ("triangle-up", _ALARM), "divergence": ("x", _BAD), "stopped": ("square", _BAD)}
+_MEASURES = (  # of a layer: column, what to call it, colour, axis
+    ("l2_norm/grad", "gradient norm", "#0072b2", "y"),
+    ("l2_norm/weight", "weight norm", "#009e73", "y"),
+    ("l2_norm/update", "norm of the step", "#cc79a7", "y"),
+    ("clip_ratio", "Clippy's ratio", "#d55e00", "y2"),
+    ("clip_factor", "clipping factor", "#56b4e9", "y2"),
+)
+
+
+def task_looks(tasks: Sequence[str]) -> dict[str, Look]:
+    """Return how each task is drawn."""
+    return {task: style.other(number) for number, task in enumerate(tasks)}
+
+
+def losses(run: RunFolder) -> go.Figure | None:
+    """Draw the relative loss of each task over the steps, the loss beneath it, and under both what happened."""
+    if not run.named("loss") or run.steps.is_empty():
+        return None
+    relative = run.named("relative_loss")
+    happened = _happened(run)
+    kinds = [str(trace.name) for trace in happened]
+    strip, panel = 30 * len(kinds), 230
+    height = 60 + strip + panel * (2 if relative else 1)
+    cut = (strip + 20) / height if kinds else 0.0
+    middle = cut + (1 - cut) / 2 if relative else cut
+    traces: list[go.Scatter] = []
+    for task, look in task_looks(run.tasks).items():
+        if task in relative:
+            traces.append(_line(run, f"relative_loss/{task}", task, look, "y"))
+        traces.append(_line(run, f"loss/{task}", task, look, "y2" if relative else "y"))
+    if relative:
+        traces.append(level([0, run.last_step or 0], 1.0, "a constant's loss"))
+    bottom = "y3" if kinds else ("y2" if relative else "y")
+    powers = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    axes: dict[str, Any] = {"xaxis": style.axis("step", anchor=bottom, rangemode="tozero")}
+    axes["yaxis"] = style.axis(f"{'relative ' if relative else ''}loss", domain=[middle + 0.03, 1], **powers)
+    if relative:
+        axes["yaxis2"] = style.axis("loss", domain=[cut + 0.02, middle - 0.02], **powers)
+    if kinds:
+        side = {"type": "category", "categoryorder": "array", "categoryarray": kinds[::-1], "ticks": ""}
+        axes["yaxis3"] = style.axis("", domain=[0, (strip - 4) / height], range=[-0.6, len(kinds) - 0.4], **side)
+    return go.Figure([*traces, *happened], style.layout(height, **style.LEVELS, **axes))
+
+
+def _line(run: RunFolder, column: str, task: str, look: Look, axis: str) -> go.Scatter:
+    x, y = style.thinned(run.steps.drop_nulls(column), column)
+    measure = column.partition("/")[0].replace("_", " ")
+    return go.Scatter(
+        x=x,
+        y=y,
+        yaxis=axis,
+        name=task,
+        mode="lines" if len(x) > 1 else "markers",
+        showlegend=False,
+        line={"color": look.color, "dash": look.dash, "width": 1.6},
+        meta={"method": task},
+        hovertemplate=f"{measure} of %{{fullData.name}}, step %{{x}}: %{{y}}<extra></extra>",
+    )
+
+
+def _happened(run: RunFolder) -> list[go.Scatter]:
+    """Return a row of marks for each kind of event."""
+    traces = []
+    for kind, called in KINDS.items():
+        found = [event for event in run.of_kind(kind) if event.step is not None]
+        if found:
+            symbol, color = _MARKS.get(kind, ("circle", _DONE))
+            traces.append(
+                go.Scatter(
+                    x=[event.step for event in found],
+                    y=[called] * len(found),
+                    yaxis="y3",
+                    name=called,
+                    mode="markers",
+                    showlegend=False,
+                    marker={"symbol": symbol, "size": 9, "color": color, "opacity": 0.85},
+                    customdata=[f": {event.reason}" if event.reason else "" for event in found],
+                    hovertemplate="%{fullData.name}, step %{x}%{customdata}<extra></extra>",
+                )
+            )
+    return traces
+
+
+def scores(run: RunFolder) -> go.Figure | None:
+    """Draw the AUC of each task: of each day before it was trained on, or else of the last rows at each step."""
+    if run.days is not None:
+        rows = run.days.filter(pl.col("scored") == "next_day")
+        names = [c.removeprefix("auc/") for c in rows.columns if c.startswith("auc/")]
+        found = {task: (rows["day"].to_list(), rows[f"auc/{task}"].to_list()) for task in names}
+        days = list(dict.fromkeys(rows["day"]))
+        title, kind = "scored before it was trained on", {"type": "category", "nticks": 6, "tickangle": 0}
+        xaxis = style.axis(title, **kind, categoryorder="array", categoryarray=days)
+    else:
+        seen = {task: run.steps.select("step", f"auc/{task}").drop_nulls() for task in run.named("auc")}
+        found = {task: (rows["step"].to_list(), rows[f"auc/{task}"].to_list()) for task, rows in seen.items()}
+        xaxis = style.axis("step", rangemode="tozero")
+    looks = task_looks(run.tasks)
+    traces = [_auc(task, *line, looks.get(task, style.FLOOR)) for task, line in found.items() if line[0]]
+    aucs = [1 - y / 100 for trace in traces for y in trace.y or () if y is not None]
+    if not aucs:
+        return None
+    return go.Figure(traces, style.layout(300, xaxis=xaxis, yaxis=style.auc_axis(aucs, "AUC %")))
+
+
+def _auc(task: str, x: list[Any], aucs: list[float | None], look: Look) -> go.Scatter:
+    every = max(1, math.ceil(len(x) / 300))
+    x, aucs = x[::every], aucs[::every]
+    return go.Scatter(
+        x=x,
+        y=[miss(auc) for auc in aucs],
+        name=task,
+        mode="lines+markers",
+        line={"color": look.color, "dash": look.dash, "width": 1.6},
+        marker={"size": 4},
+        customdata=["undefined" if auc is None else f"{100 * auc:.2f}" for auc in aucs],
+        hovertemplate="%{fullData.name}, %{x}: %{customdata}<extra></extra>",
+        meta={"method": task},
+    )
+
+
+def layer_names(run: RunFolder) -> dict[str, str]:
+    """Return what to call each layer that something is known of, by name."""
+    found: dict[str, str] = {}
+    for measure in ("clip_ratio", "clip_factor", "l2_norm/grad"):
+        found = layers.named(run.steps.columns, measure) | found
+    return found
+
+
+def first_layer(run: RunFolder) -> str:
+    """Return what to call the layer that is shown first: that of the first alarm, or whose ratio was the largest."""
+    called = layer_names(run)
+    for event in run.of_kind("alarm"):
+        if (layer := event.details.get("layer")) in called:
+            return called[layer]
+    largest = {name: run.steps[f"clip_ratio/{name}"].max() for name in called if name in run.named("clip_ratio")}
+    finite = {name: value for name, value in largest.items() if isinstance(value, float) and math.isfinite(value)}
+    return called[max(finite, key=lambda name: finite[name])] if finite else next(iter(called.values()))
+
+
+def layers_over_time(run: RunFolder) -> go.Figure | None:
+    """Draw the norms of each layer over the steps, and beneath them Clippy's ratio and the factor; layers to choose."""
+    called = layer_names(run)
+    if not called:
+        return None
+    shown = first_layer(run)
+    traces = [
+        _measure(run, f"{measure}/{name}", title, color, axis, label, visible=label == shown)
+        for name, label in called.items()
+        for measure, title, color, axis in _MEASURES
+        if f"{measure}/{name}" in run.steps.columns
+    ]
+    norms = any(trace.yaxis == "y" for trace in traces)
+    powers = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
+    axes: dict[str, Any] = {"yaxis2": style.axis("ratio, factor", domain=[0, 0.4 if norms else 1], **powers)}
+    if norms:
+        axes["yaxis"] = style.axis("norms", domain=[0.48, 1], **powers)
+    return go.Figure(
+        traces,
+        style.layout(
+            480 if norms else 300,
+            showlegend=True,
+            legend=legend | {"entrywidth": 0.48, "entrywidthmode": "fraction"},
+            xaxis=style.axis("step", anchor="y2", rangemode="tozero"),
+            **axes,
+        ),
+    )
+
+
+def _measure(
+    run: RunFolder, column: str, title: str, color: str, axis: str, label: str, *, visible: bool
+) -> go.Scatter:
+    known = run.steps.drop_nulls(column)
+    x, y = style.thinned(known, column)
+    return go.Scatter(
+        x=x,
+        y=y,
+        yaxis=axis,
+        name=title,
+        mode="lines" if 2 * len(known) > len(run.steps) else "lines+markers",  # those taken at some steps only
+        line={"color": color, "width": 1.6},
+        marker={"size": 5},
+        visible=visible,
+        meta={"choice": label},
+        hovertemplate="%{fullData.name}, step %{x}: %{y}<extra></extra>",
+    )
+
+
+def ratio_map(run: RunFolder) -> go.Figure | None:
+    """Draw Clippy's ratio of every layer over the steps: of a stretch of steps, the largest."""
+    called = layers.named(run.steps.columns, "clip_ratio")
+    if not called or run.steps.is_empty():
+        return None
+    every = math.ceil(len(run.steps) / _COLUMNS)
+    stretch = pl.int_range(pl.len()) // every
+    columns = [f"clip_ratio/{name}" for name in called]
+    largest = [pl.col(c).filter(pl.col(c).cast(pl.Float64).is_finite()).max() for c in columns]
+    rows = run.steps.group_by(stretch.alias("stretch")).agg(pl.col("step").first(), *largest).sort("stretch")
+    return closeup.ratios(rows, called)

@@ -1,0 +1,174 @@
+"""A run's folder as the report sees it: written by ``surefoot train``, or by a monitor and a recovery in any loop."""
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from surefoot.errors import InputError
+from surefoot.files import open_regular, parse_json, parse_toml
+from surefoot.lab.report.journal import Event, events
+from surefoot.lab.results import read_table
+
+_METRICS, _JOURNAL, _CONFIG = "metrics.parquet", "events.jsonl", "config.toml"
+
+
+@dataclass(frozen=True)
+class Capsule:
+    """The last steps before an alarm, which can be run again."""
+
+    name: str  # its folder's, from the run's
+    step: int  # of the alarm
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """All that a run's report is made of."""
+
+    folder: Path
+    toml: str | None  # the configuration; None of a loop that has none
+    steps: pl.DataFrame = field(repr=False)  # a row for each step
+    days: pl.DataFrame | None = field(repr=False)  # a row for each day that was scored
+    events: list[Event]
+    capsules: list[Capsule]
+
+    @property
+    def name(self) -> str:
+        """What to call it: its folder's name."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration as tables; empty if there is none."""
+        return tomllib.loads(self.toml) if self.toml else {}
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        """What the run ended with; None if it has not ended, or if its loop writes no such line."""
+        last = next((event for event in reversed(self.events) if event.kind == "finished"), None)
+        return None if last is None else last.details
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the scored day, ``{"auc/click": ...}``; NaN where one is undefined."""
+        found = self.result or {}
+        return {key: math.nan if value is None else float(value) for key, value in found.items() if "/" in key}
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks by name, in the order in which the run has them."""
+        return self.named("loss") or list(dict.fromkeys(key.partition("/")[2] for key in self.scores))
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that anything is known of."""
+        steps = [event.step for event in self.events if event.step is not None]
+        if len(self.steps):
+            steps.append(int(self.steps["step"][-1]))
+        return max(steps, default=None)
+
+    def named(self, measure: str) -> list[str]:
+        """Return what a measure was taken of: ``clip_ratio`` of layers, ``loss`` of tasks."""
+        return [c.removeprefix(f"{measure}/") for c in self.steps.columns if c.startswith(f"{measure}/")]
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """Return the events of a kind, oldest first."""
+        return [event for event in self.events if event.kind == kind]
+
+    def capsule_of(self, event: Event) -> Capsule | None:
+        """Return the capsule of an alarm, or the one that shows its step."""
+        if event.kind != "alarm" or event.step is None:
+            return None
+        own = [capsule for capsule in self.capsules if capsule.step == event.step]
+        shown = [capsule for capsule in self.capsules if capsule.first <= event.step <= capsule.last]
+        return next(iter([*own, *shown]), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds what a run writes; a study's has its runs below it."""
+    return not (folder / "summary.json").exists() and any(
+        (folder / name).exists() for name in (_METRICS, _JOURNAL, _CONFIG, "metrics.parts", "monitor")
+    )
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Return what a run's folder holds; a run that goes on, or was interrupted, has less in it.
+
+    Raises:
+        InputError: naming the file, if one cannot be read, or the folder, if it holds nothing of a run.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected that of a run")
+    watched, own = _metrics(folder / "monitor"), _metrics(folder)
+    journal = folder / _JOURNAL
+    happened = events(journal, _whole_lines(_bytes(journal))) if journal.exists() else []
+    if watched is None and own is None and not happened:
+        raise InputError(f"{folder} holds neither {_METRICS} nor {_JOURNAL}; expected the folder of a run")
+    toml = None
+    if (folder / _CONFIG).exists():
+        content = _bytes(folder / _CONFIG)
+        parse_toml(content, folder / _CONFIG)
+        toml = content.decode("utf-8-sig")
+    days = folder / "days.parquet"
+    return RunFolder(
+        folder=folder,
+        toml=toml,
+        steps=_joined(own, watched),
+        days=_table(days, text=("scored", "day", "after"), needed=("scored", "day")) if days.exists() else None,
+        events=happened,
+        capsules=[_capsule(path, folder) for path in sorted((folder / "capsules").glob("*/capsule.json"))],
+    )
+
+
+def _metrics(folder: Path) -> pl.DataFrame | None:
+    """Return a row for each step: of the whole file, or of the parts that a run writes while it goes on."""
+    whole, parts = folder / _METRICS, sorted((folder / "metrics.parts").glob("*.parquet"))
+    paths = [whole] if whole.exists() else parts
+    if not paths:
+        return None
+    tables = [_table(path, needed=("step",)).with_columns(pl.col("step").cast(pl.Int64)) for path in paths]
+    return pl.concat(tables, how="diagonal_relaxed").drop_nulls("step").unique("step", keep="last").sort("step")
+
+
+def _joined(own: pl.DataFrame | None, watched: pl.DataFrame | None) -> pl.DataFrame:
+    """Return what a loop wrote of its steps and, beside it, what a monitor saw of them."""
+    if own is None or watched is None:
+        found = watched if own is None else own
+        return pl.DataFrame(schema={"step": pl.Int64}) if found is None else found
+    more = watched.select("step", *(name for name in watched.columns if name not in own.columns))
+    return own.join(more, on="step", how="full", coalesce=True).sort("step")
+
+
+def _table(path: Path, *, text: Sequence[str] = (), needed: Sequence[str]) -> pl.DataFrame:
+    return read_table(path, _bytes(path), text=text, needed=needed)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a file that a run wrote") from None
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Leave out a last line that a kill cut off."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _capsule(path: Path, run: Path) -> Capsule:
+    document = parse_json(_bytes(path), path)
+    try:
+        steps = [int(each["step"]) for each in document["record"]["steps"]]
+        alarm = document["alarm"]
+        step = steps[-1] if alarm is None else int(alarm.get("step", steps[-1]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{path} cannot be read: {error!r}; expected what a capsule holds") from None
+    return Capsule(path.parent.relative_to(run).as_posix(), step, steps[0], steps[-1])

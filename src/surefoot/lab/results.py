@@ -1,0 +1,408 @@
+"""A study's results: the one schema that a study writes, and that the tables and the report read.
+
+``results.parquet`` has a row for each trial, ``summary.json`` what was selected and the table in words; the steps and
+days of each trial stay in its own folder under ``trials/``.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import polars as pl
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from surefoot.errors import InputError
+from surefoot.files import SUMS, read_checked, read_sums, write_sums, write_whole
+from surefoot.lab.outcomes import Fall, Score, fall_of_method, score_of
+
+_NOT_SUMMED = (SUMS, "report.html", "study.lock")
+_TEXT = ("trial", "model", "method", "until", "verdict", "reason", "scored_day")  # columns of results.parquet
+_PLACE = ("trial", "model", "method", "multiple", "rate", "value", "seed", "until")
+_RESULT = ("verdict", "onset", "steps")
+VERDICTS = {"healthy": "healthy", "micro": "diverged and recovered (micro)", "full": "diverged (full)"}  # in words
+_FINISHED = "expected the folder of a finished study"
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+_Number = Annotated[float, BeforeValidator(_number)]  # JSON has null for what is not finite
+
+
+class Task(NamedTuple):
+    """One of the log's tasks."""
+
+    name: str
+    kind: str  # "binary" or "regression"
+    judged: bool
+
+    @property
+    def metric(self) -> str:
+        """The score that is reported for it, a column of the results."""
+        return f"auc/{self.name}" if self.kind == "binary" else f"rmse/{self.name}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: its rule, and what the search found for it."""
+
+    name: str
+    rule: str
+    warmup_steps: int
+    vary: str | None
+    multiple: float  # of the best setting
+    value: float | None
+    survived: bool  # whether any setting did not diverge
+    at_edge: bool  # whether a neighbour of the best setting was left untried
+    tried: int
+    score: _Number  # the selection metric on day N - 1, the mean over the seeds that did not diverge
+    paper_multiple: float | None  # the best setting of the paper's own grid; None if all of it diverged
+    paper_value: float | None
+    paper_score: _Number
+    falls_off: dict[str, float | None]  # by model: the lowest multiple that fell; None: none that was tried
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the optimizer left alone: no rule, no warm-up."""
+        return self.rule == "naive" and not self.warmup_steps
+
+    @property
+    def warmed_up(self) -> bool:
+        """Whether a warm-up is its only treatment."""
+        return self.rule == "naive" and bool(self.warmup_steps)
+
+    @property
+    def clipping(self) -> bool:
+        """Whether it has a rule, so that its factors can differ from 1."""
+        return self.rule != "naive"
+
+    @property
+    def setting(self) -> str:
+        """Its best setting in words: ``2x, threshold 0.1``."""
+        return _words(self.multiple, self.vary, self.value)
+
+    @property
+    def setting_name(self) -> str:
+        """Its name with its threshold: ``GC with threshold 0.1``."""
+        return self.name if self.vary is None or self.value is None else f"{self.name} with {self.vary} {self.value:g}"
+
+    @property
+    def paper_setting(self) -> str:
+        """The best setting of the paper's own grid in words; nothing if all of it diverged."""
+        return "" if self.paper_multiple is None else _words(self.paper_multiple, self.vary, self.paper_value)
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """A run that was watched at every step: the plain optimizer at the lowest rate at which it diverged."""
+
+    model: str
+    trial: str
+    method: str
+    multiple: float
+    onset: int
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the search found for the linear floor."""
+
+    rate: float
+    at_edge: bool  # whether it is the lowest or the highest that was tried
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study was and what it selected."""
+
+    name: str
+    data: str
+    notice: str
+    days: tuple[str, ...]
+    tasks: list[Task]
+    select_by: str
+    show: str  # the task shown beside it
+    show_metric: str  # rmse; ne where the log has no regression task
+    fall_off: float  # AUC below a method's best that counts as fallen off
+    searched_on: str
+    base_rate: float
+    rates: list[float]  # the paper's own grid, multiples of the base rate
+    seeds: list[int]  # of the final runs
+    search_seeds: list[int]  # that chose; the first of them has a run at every setting that was tried
+    steps: int  # of a final run that does not diverge
+    models: list[str]
+    methods: list[Method]
+    close_ups: list[CloseUp]
+    floor: Floor
+    rules: dict[str, str]  # what a monitor calls each rule, by the name that a configuration has for it
+    log_days: int | None  # that the log has in all, where that is known
+    workers: int
+    threads: int
+    config: str  # the complete configuration, as TOML
+    versions: dict[str, str]  # of the packages that decide
+    machine: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial: where it stands in the study, and its result."""
+
+    trial: str
+    model: str
+    method: str
+    multiple: float  # of the base rate
+    rate: float
+    value: float | None  # of the threshold that the method varies
+    seed: int
+    until: str  # "selection": scored on day N - 1; "final": on day N
+    result: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """``healthy``, ``micro`` or ``full``."""
+        return self.result["verdict"]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it diverged fully."""
+        return self.verdict == "full"
+
+    @property
+    def onset(self) -> int | None:
+        """The step at which that began."""
+        return self.result["onset"]
+
+    @property
+    def steps(self) -> int:
+        """How many it took."""
+        return self.result["steps"]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the scored day, ``{"auc/promo": ...}``; NaN where one is undefined."""
+        return {key: float(_number(value)) for key, value in self.result.items() if "/" in key}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a method on a model, or the linear floor."""
+
+    model: str
+    method: Method | None  # None: the floor
+    floor: Floor
+    auc: Score | None  # on day N; None where it is undefined
+    shown: Score | None
+    diverged: int
+    tried: int  # of all trials
+    fall: Fall | None
+    searched: bool  # whether the settings were searched on this model
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a neighbour of its setting was left untried."""
+        return (self.method or self.floor).at_edge
+
+    def words(self) -> dict[str, str]:
+        """Return the line as ``summary.json`` has it."""
+        method, edge = self.method, ", at edge" if self.at_edge else ""
+        paper = ""
+        if method is not None and self.searched:
+            known = method.paper_multiple is not None
+            paper = f"{100 * method.paper_score:.2f} ({method.paper_setting})" if known else "diverged"
+        return {
+            "model": self.model,
+            "method": method.name if method else "",
+            "setting": (method.setting if method else f"rate {self.floor.rate:g}") + edge,
+            "auc": "undefined" if self.auc is None else self.auc.text(2, 100),
+            "rmse": "undefined" if self.shown is None else self.shown.text(3),
+            "diverged": f"{self.diverged} / {self.tried}",
+            "falls_off": self.fall.short() if self.fall else "",
+            "paper": paper,
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's results, in memory."""
+
+    summary: Summary
+    rows: list[Row] = field(repr=False)
+
+    @property
+    def models(self) -> list[str]:
+        """The models by name, in the study's order."""
+        return self.summary.models
+
+    @property
+    def methods(self) -> list[Method]:
+        """In the study's order."""
+        return self.summary.methods
+
+    @property
+    def floor(self) -> str | None:
+        """The name of the linear floor: the model that is none of the study's own."""
+        return next((row.model for row in self.rows if row.model not in self.models), None)
+
+    @property
+    def metric(self) -> str:
+        """The score that selected."""
+        return f"auc/{self.summary.select_by}"
+
+    @property
+    def shown(self) -> str:
+        """The score that is shown beside it."""
+        return f"{self.summary.show_metric}/{self.summary.show}"
+
+    def finals(self, model: str, method: str) -> list[Row]:
+        """Return the trials that were scored on day N, by seed."""
+        found = [r for r in self.rows if (r.model, r.method, r.until) == (model, method, "final")]
+        return sorted(found, key=lambda row: row.seed)
+
+    def swept(self, model: str, method: Method) -> list[Row]:
+        """Return all trials of a method's best threshold that were scored on day N - 1, by rate and seed."""
+        wanted = (model, method.name, method.value, "selection")
+        found = [r for r in self.rows if (r.model, r.method, r.value, r.until) == wanted]
+        seeds = self.summary.search_seeds
+        return sorted(found, key=lambda row: (row.multiple, seeds.index(row.seed)))
+
+    def sweep(self, model: str, method: Method) -> list[Row]:
+        """Return one trial for each rate of a method's best threshold: that of the first search seed, by rate."""
+        return [row for row in self.swept(model, method) if row.seed == self.summary.search_seeds[0]]
+
+    def selected(self, method: Method, multiple: float, value: float | None) -> Score | None:
+        """Return the score by which a setting was chosen: on day N - 1, of the model that was searched."""
+        wanted = (self.summary.searched_on, method.name, multiple, value, "selection")
+        found = [r for r in self.rows if (r.model, r.method, r.multiple, r.value, r.until) == wanted]
+        return score_of(found, self.metric)
+
+    def fall(self, model: str, method: Method) -> Fall | None:
+        """Return where a method falls off on a model at its best threshold, by all its trials; None if it has none."""
+        return fall_of_method(
+            self.rows, model, method.name, method.value, metric=self.metric, allowed=self.summary.fall_off
+        )
+
+    def table(self) -> list[Line]:
+        """Return the table: per model and method, then the floor."""
+        lines = [self._line(model, method) for model in self.models for method in self.methods]
+        return lines if self.floor is None else [*lines, self._line(self.floor, None)]
+
+    def _line(self, model: str, method: Method | None) -> Line:
+        name = model if method is None else method.name
+        rows = [row for row in self.rows if (row.model, row.method) == (model, name)]
+        finals = self.finals(model, name)
+        return Line(
+            model=model,
+            method=method,
+            floor=self.summary.floor,
+            auc=score_of(finals, self.metric),
+            shown=score_of(finals, self.shown),
+            diverged=sum(row.diverged for row in rows),
+            tried=len(rows),
+            fall=None if method is None else self.fall(model, method),
+            searched=model == self.summary.searched_on,
+        )
+
+
+def write(out: Path, study: Study) -> None:
+    """Write ``results.parquet``, ``summary.json`` and the checksums of all files into the study's folder.
+
+    Raises:
+        InputError: naming the file, if one cannot be written; each is whole or not there.
+    """
+    flat = [{key: getattr(row, key) for key in _PLACE} | row.result for row in study.rows]
+    table = BytesIO()
+    pl.DataFrame(flat, infer_schema_length=None).write_parquet(table)
+    write_whole(out / "results.parquet", table.getvalue())
+    document = {**asdict(study.summary), "table": [line.words() for line in study.table()]}
+    write_whole(out / "summary.json", json.dumps(_without_nan(document), indent=1, allow_nan=False))
+    write_sums(out, [path for path in out.rglob("*") if path.is_file() and path.name not in _NOT_SUMMED])
+
+
+def read(folder: Path) -> tuple[Study, dict[str, str]]:
+    """Return the results of a study, and the checksums of its folder's files.
+
+    Raises:
+        InputError: naming the file, if one is missing or cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected that of a finished study")
+    for name in ("summary.json", "results.parquet", SUMS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; {_FINISHED}")
+    sums = read_sums(folder)
+    summary = _summary(folder / "summary.json", read_checked(folder / "summary.json", folder, sums))
+    path = folder / "results.parquet"
+    needed = (*_PLACE, *_RESULT, *(task.metric for task in summary.tasks))
+    table = read_table(path, read_checked(path, folder, sums), text=_TEXT, needed=needed)
+    rows = [_row(row) for row in table.iter_rows(named=True)]
+    for row in rows:
+        seeds = summary.seeds if row.until == "final" else summary.search_seeds
+        if row.seed not in seeds:
+            raise InputError(f"{path} has a trial of seed {row.seed}, {row.trial}; expected one of {seeds}")
+    return Study(summary, rows), sums
+
+
+def read_table(path: Path, content: bytes, *, text: Sequence[str] = (), needed: Sequence[str]) -> pl.DataFrame:
+    """Return a table of results.
+
+    Args:
+        path: of the file, for the message.
+        content: what is in it.
+        text: columns that hold text; all others hold numbers.
+        needed: columns that must be there.
+
+    Raises:
+        InputError: naming the file, and the column if one is missing or of another type.
+    """
+    try:
+        table = pl.read_parquet(content)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read: {reason}; expected a Parquet file that surefoot wrote") from None
+    for name in needed:
+        if name not in table.columns:
+            raise InputError(f"{path} has no column {name!r}; expected the columns that surefoot writes")
+    for name, kind in table.schema.items():
+        fits = kind == pl.String if name in text else kind.is_numeric()
+        if not (fits or kind == pl.Null):
+            wanted = "text" if name in text else "numbers"
+            raise InputError(f"{path}: column {name!r} is of type {kind}; expected {wanted}")
+    return table
+
+
+def _summary(path: Path, content: bytes) -> Summary:
+    wanted = "expected the summary that a study writes"
+    try:
+        summary = TypeAdapter(Summary).validate_python(json.loads(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "what it holds"
+        said = f"has no {key!r}" if first["type"] == "missing" else f"cannot be read: {key}: {first['msg']}"
+        raise InputError(f"{path} {said}; {wanted}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}; {wanted}") from None
+    if len(summary.days) < 2:
+        raise InputError(f"{path} has {len(summary.days)} days; expected two at least")
+    return summary
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    place = {key: row[key] for key in _PLACE}
+    return Row(**place, result={key: value for key, value in row.items() if key not in place})
+
+
+def _words(multiple: float, vary: str | None, value: float | None) -> str:
+    return f"{multiple:g}x" if vary is None or value is None else f"{multiple:g}x, {vary} {value:g}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

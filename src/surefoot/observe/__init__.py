@@ -1,0 +1,1 @@
+"""What a training step shows: values of tasks and layers, written down and given to the detector."""
