@@ -109,6 +109,28 @@ def report(folder: Annotated[Path, typer.Argument(help="A study's folder, or a r
 
 
 @app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A run's folder, or a study's.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another of the same kind.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+) -> None:
+    """Compare two runs or two studies: their configurations, their scores side by side, their curves."""
+    from surefoot.lab.report.compare_page import write_comparison
+
+    found = write_comparison(one, other, out)
+    for side in found.sides:
+        console.print(f"{side.letter}: {side.folder}: {side.said}", highlight=False)
+    for line in found.notices:
+        console.print(line, style="yellow", highlight=False)
+    for part in found.tables:
+        table = plain_table(part.title, *part.narrow(part.heads))
+        for row in part.rows:
+            table.add_row(*(f"{cell.text}\n{cell.small}" if cell.small else cell.text for cell in part.narrow(row)))
+        console.print(table if part.rows else f"{part.title}: {part.empty}")
+    console.print(f"Comparison: {out}", soft_wrap=True)
+
+
+@app.command()
 def replay(
     capsule: Annotated[Path, typer.Argument(help="A capsule's folder, written by a run when it raised an alarm.")],
     rule: Annotated[str | None, typer.Option(help="Run the same batches under this rule too: does it survive?")] = None,

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from lab.report import small_runs
 from lab.report.small_study import FOLDER, run
 from surefoot.files import SUMS, write_sums
 
@@ -45,3 +46,21 @@ def changed(study: Path, tmp_path: Path) -> Change:
         return copy
 
     return change
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a run of each kind, and of a loop that only the library's parts have watched."""
+    base = tmp_path_factory.mktemp("runs")
+    found = {kind: small_runs.run(kind, base / kind) for kind in small_runs.KINDS}
+    return found | {"own": small_runs.own_loop(base / "own")}
+
+
+@pytest.fixture
+def copied(runs: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that copies a run's folder, to change something in it."""
+
+    def copy(kind: str) -> Path:
+        return Path(shutil.copytree(runs[kind], tmp_path / f"copy-{kind}"))
+
+    return copy

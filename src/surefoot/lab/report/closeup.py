@@ -113,10 +113,8 @@ def ratios(rows: pl.DataFrame, called: dict[str, str]) -> go.Figure:
         },
         hovertemplate="%{y}, step %{x}: %{customdata}<extra></extra>",
     )
-    height = 110 + 26 * len(names)
-    return go.Figure(
-        [heat], style.layout(height, xaxis=style.axis("step"), yaxis=style.axis("", type="category", ticks=""))
-    )
+    axes = {"xaxis": style.axis("step"), "yaxis": style.axis("", type="category", ticks="")}
+    return go.Figure([heat], style.layout(110 + 26 * len(names), **axes))
 
 
 def timeline(results: Results, model: str) -> go.Figure | None:

@@ -17,7 +17,7 @@ from surefoot.lab.report.folder import Results
 from surefoot.lab.report.style import FLOOR, Look, miss, short
 from surefoot.lab.results import Method, Row
 
-_MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
+MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
 _MERGED = 5  # steps within which departures share a mark
 
 
@@ -78,7 +78,7 @@ def _rate_line(
         line={"color": look.color, "dash": look.dash, "width": 2},
         marker={
             "color": look.color,
-            "symbol": [_MARKS.get(trial.verdict, "circle") for trial in trials],
+            "symbol": [MARKS.get(trial.verdict, "circle") for trial in trials],
             "size": [13 if trial.multiple == method.multiple else 8 for trial in trials],
             "opacity": 1,
             "line": {"width": [2 if trial.verdict == "micro" else 0 for trial in trials], "color": look.color},
@@ -159,10 +159,10 @@ def _departures(
     marks: list[tuple[int, float | None, str, str]] = []
     for event in sorted(events, key=lambda event: event["step"]):
         onset, verdict = event["step"], event["verdict"]
-        if marks and (marks[-1][2] == _MARKS["full"] or (verdict == "micro" and onset <= marks[-1][0] + _MERGED)):
+        if marks and (marks[-1][2] == MARKS["full"] or (verdict == "micro" and onset <= marks[-1][0] + _MERGED)):
             continue
         place = min(range(len(x)), key=lambda i: abs(x[i] - onset))
-        marks.append((onset, y[place], _MARKS[verdict], f"{verdict} from step {onset}: {event['reason']}"))
+        marks.append((onset, y[place], MARKS[verdict], f"{verdict} from step {onset}: {event['reason']}"))
     if not marks:
         return []
     at, height, symbol, why = (list(part) for part in zip(*marks, strict=True))

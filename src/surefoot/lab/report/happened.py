@@ -61,6 +61,22 @@ class Happening:
     capsule: Capsule | None
 
 
+def facts(run: RunFolder) -> str:
+    """Return what was trained, in a line; what the configuration does not say is left out."""
+    config, said = run.config, []
+    if rule := config.get("rule", {}).get("name"):
+        said.append(f"rule {rule}")
+    for key, called in (("rate", "learning rate"), ("warmup_steps", "warm-up of"), ("seed", "seed")):
+        if config.get(key) is not None and (key != "warmup_steps" or config[key]):
+            said.append(f"{called} {config[key]}{' steps' if key == 'warmup_steps' else ''}")
+    if model := config.get("model", {}).get("name"):
+        said.append(f"model {model}")
+    if source := config.get("data", {}).get("source"):
+        said.append(f"data {source}")
+    said.append(f"{len(run.steps)} steps written")
+    return " · ".join(said)
+
+
 def conclusion(run: RunFolder) -> str:
     """Say how the run ended, and what was done for it."""
     return " ".join(filter(None, [_ending(run), _counted(run)]))
@@ -139,15 +155,11 @@ def score_table(run: RunFolder) -> tuple[list[str], list[tuple[str, list[Cell]]]
     return [METRICS[metric][0] for metric in known], list(zip(tasks, cells, strict=True))
 
 
-def score_rows(runs: Sequence[RunFolder]) -> list[tuple[str, str, list[Cell]]]:
-    """Return a row for each task and metric of the scored day: task, metric, a cell for each run."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.scores))
-    rows = []
-    for task in dict.fromkeys(key.partition("/")[2] for key in keys):
-        for metric, (called, _, _) in METRICS.items():
-            if f"{metric}/{task}" in keys:
-                rows.append((task, called, [score(run, metric, task) for run in runs]))
-    return rows
+def scored(runs: Sequence[RunFolder]) -> list[tuple[str, str, str]]:
+    """Return what any of some runs is scored by on its last day: task, metric, what to call that."""
+    keys = dict.fromkeys(key for run in runs for key in run.scores)
+    tasks = dict.fromkeys(key.partition("/")[2] for key in keys)
+    return [(task, metric, METRICS[metric][0]) for task in tasks for metric in METRICS if f"{metric}/{task}" in keys]
 
 
 def score(run: RunFolder, metric: str, task: str) -> Cell:

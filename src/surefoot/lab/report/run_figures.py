@@ -44,12 +44,12 @@ def losses(run: RunFolder) -> go.Figure | None:
     traces: list[go.Scatter] = []
     for task, look in task_looks(run.tasks).items():
         if task in relative:
-            traces.append(_line(run, f"relative_loss/{task}", task, look, "y"))
-        traces.append(_line(run, f"loss/{task}", task, look, "y2" if relative else "y"))
+            traces.append(line(run, f"relative_loss/{task}", task, look, "y", method=task))
+        traces.append(line(run, f"loss/{task}", task, look, "y2" if relative else "y", method=task))
     if relative:
         traces.append(level([0, run.last_step or 0], 1.0, "a constant's loss"))
     bottom = "y3" if kinds else ("y2" if relative else "y")
-    powers = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    powers = {"type": "log", "nticks": 4, "exponentformat": "power"}
     axes: dict[str, Any] = {"xaxis": style.axis("step", anchor=bottom, rangemode="tozero")}
     axes["yaxis"] = style.axis(f"{'relative ' if relative else ''}loss", domain=[middle + 0.03, 1], **powers)
     if relative:
@@ -60,18 +60,19 @@ def losses(run: RunFolder) -> go.Figure | None:
     return go.Figure([*traces, *happened], style.layout(height, **style.LEVELS, **axes))
 
 
-def _line(run: RunFolder, column: str, task: str, look: Look, axis: str) -> go.Scatter:
+def line(run: RunFolder, column: str, name: str, look: Look, axis: str, **meta: str) -> go.Scatter:
+    """Return a value of a run over its steps; ``meta`` says which button shows or hides it."""
     x, y = style.thinned(run.steps.drop_nulls(column), column)
     measure = column.partition("/")[0].replace("_", " ")
     return go.Scatter(
         x=x,
         y=y,
         yaxis=axis,
-        name=task,
+        name=name,
         mode="lines" if len(x) > 1 else "markers",
         showlegend=False,
         line={"color": look.color, "dash": look.dash, "width": 1.6},
-        meta={"method": task},
+        meta=meta,
         hovertemplate=f"{measure} of %{{fullData.name}}, step %{{x}}: %{{y}}<extra></extra>",
     )
 
@@ -101,38 +102,50 @@ def _happened(run: RunFolder) -> list[go.Scatter]:
 
 def scores(run: RunFolder) -> go.Figure | None:
     """Draw the AUC of each task: of each day before it was trained on, or else of the last rows at each step."""
-    if run.days is not None:
-        rows = run.days.filter(pl.col("scored") == "next_day")
-        names = [c.removeprefix("auc/") for c in rows.columns if c.startswith("auc/")]
-        found = {task: (rows["day"].to_list(), rows[f"auc/{task}"].to_list()) for task in names}
-        days = list(dict.fromkeys(rows["day"]))
-        title, kind = "scored before it was trained on", {"type": "category", "nticks": 6, "tickangle": 0}
-        xaxis = style.axis(title, **kind, categoryorder="array", categoryarray=days)
-    else:
-        seen = {task: run.steps.select("step", f"auc/{task}").drop_nulls() for task in run.named("auc")}
-        found = {task: (rows["step"].to_list(), rows[f"auc/{task}"].to_list()) for task, rows in seen.items()}
-        xaxis = style.axis("step", rangemode="tozero")
     looks = task_looks(run.tasks)
-    traces = [_auc(task, *line, looks.get(task, style.FLOOR)) for task, line in found.items() if line[0]]
-    aucs = [1 - y / 100 for trace in traces for y in trace.y or () if y is not None]
-    if not aucs:
+    found = aucs(run, by_day=run.days is not None)
+    traces = [auc_line(*found[task], task, looks.get(task, style.FLOOR), method=task) for task in found]
+    return auc_figure(traces, by_day=run.days is not None)
+
+
+def aucs(run: RunFolder, *, by_day: bool) -> dict[str, tuple[list[Any], list[float | None]]]:
+    """Return each task's AUC with the days or the steps at which it was taken, where there is any."""
+    if by_day and run.days is not None:
+        rows = run.days.filter(pl.col("scored") == "next_day")
+        tasks, at = [c.removeprefix("auc/") for c in rows.columns if c.startswith("auc/")], "day"
+    else:
+        rows, tasks, at = run.steps, [] if by_day else run.named("auc"), "step"
+    seen = {task: rows.select(at, f"auc/{task}").drop_nulls() for task in tasks}
+    return {task: (found[at].to_list(), found[f"auc/{task}"].to_list()) for task, found in seen.items() if len(found)}
+
+
+def auc_figure(traces: Sequence[go.Scatter], *, by_day: bool) -> go.Figure | None:
+    """Return the figure of lines of AUC; None if there is none."""
+    heights = [1 - y / 100 for trace in traces for y in trace.y or () if y is not None]
+    if not heights:
         return None
-    return go.Figure(traces, style.layout(300, xaxis=xaxis, yaxis=style.auc_axis(aucs, "AUC %")))
+    xaxis = style.axis("step", rangemode="tozero")
+    if by_day:
+        days = sorted({day for trace in traces for day in trace.x or ()})
+        kind = {"type": "category", "nticks": 6, "tickangle": 0, "categoryorder": "array", "categoryarray": days}
+        xaxis = style.axis("scored before it was trained on", **kind)
+    return go.Figure(traces, style.layout(300, xaxis=xaxis, yaxis=style.auc_axis(heights, "AUC %")))
 
 
-def _auc(task: str, x: list[Any], aucs: list[float | None], look: Look) -> go.Scatter:
+def auc_line(x: list[Any], values: list[float | None], name: str, look: Look, **meta: str) -> go.Scatter:
+    """Return a line of AUC over days or steps; ``meta`` says which button shows or hides it."""
     every = max(1, math.ceil(len(x) / 300))
-    x, aucs = x[::every], aucs[::every]
+    x, values = x[::every], values[::every]
     return go.Scatter(
         x=x,
-        y=[miss(auc) for auc in aucs],
-        name=task,
+        y=[miss(auc) for auc in values],
+        name=name,
         mode="lines+markers",
         line={"color": look.color, "dash": look.dash, "width": 1.6},
         marker={"size": 4},
-        customdata=["undefined" if auc is None else f"{100 * auc:.2f}" for auc in aucs],
+        customdata=["undefined" if auc is None or math.isnan(auc) else f"{100 * auc:.2f}" for auc in values],
         hovertemplate="%{fullData.name}, %{x}: %{customdata}<extra></extra>",
-        meta={"method": task},
+        meta=meta,
     )
 
 
@@ -168,7 +181,7 @@ def layers_over_time(run: RunFolder) -> go.Figure | None:
         if f"{measure}/{name}" in run.steps.columns
     ]
     norms = any(trace.yaxis == "y" for trace in traces)
-    powers = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    powers = {"type": "log", "nticks": 4, "exponentformat": "power"}
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
     axes: dict[str, Any] = {"yaxis2": style.axis("ratio, factor", domain=[0, 0.4 if norms else 1], **powers)}
     if norms:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from surefoot.files import write_whole
 from surefoot.lab.report import html, run_figures
-from surefoot.lab.report.happened import MOST_LINES, conclusion, happenings, score_table, warnings
+from surefoot.lab.report.happened import MOST_LINES, conclusion, facts, happenings, score_table, warnings
 from surefoot.lab.report.run_folder import RunFolder, read_run
 
 
@@ -43,19 +43,3 @@ def render(run: RunFolder) -> str:
         left_out=max(0, len(lines) - MOST_LINES),
         scores=score_table(run),
     )
-
-
-def facts(run: RunFolder) -> str:
-    """Return what was trained, in a line; what the configuration does not say is left out."""
-    config, said = run.config, []
-    if rule := config.get("rule", {}).get("name"):
-        said.append(f"rule {rule}")
-    for key, called in (("rate", "learning rate"), ("warmup_steps", "warm-up of"), ("seed", "seed")):
-        if config.get(key) is not None and (key != "warmup_steps" or config[key]):
-            said.append(f"{called} {config[key]}{' steps' if key == 'warmup_steps' else ''}")
-    if model := config.get("model", {}).get("name"):
-        said.append(f"model {model}")
-    if source := config.get("data", {}).get("source"):
-        said.append(f"data {source}")
-    said.append(f"{len(run.steps)} steps written")
-    return " · ".join(said)

@@ -73,19 +73,23 @@ def _line(found: schema.Line, tags: dict[str, str]) -> Line:
     method = found.method
     return Line(
         method=method.name if method else found.model,
-        setting=_setting(method) if method else Cell(f"rate {found.floor.rate:g}"),
+        setting=setting_cell(found),
         at_edge=found.at_edge,
         auc=score_cell(found.auc, 2, 100),
         rmse=score_cell(found.shown, 3),
         diverged=f"{found.diverged} / {found.tried}",
-        falls_off=_fall(found.fall),
+        falls_off=fall_cell(found.fall),
         holds=found.fall is not None and found.fall.at is None,
         paper=_paper(method) if method and found.searched else Cell(""),
         tag=tags.get(method.name, "") if method else "",
     )
 
 
-def _setting(method: Method) -> Cell:
+def setting_cell(line: schema.Line) -> Cell:
+    """Return the best setting: the rate as a multiple of the base rate, in small the threshold."""
+    method = line.method
+    if method is None:
+        return Cell(f"rate {line.floor.rate:g}")
     return Cell(f"{method.multiple:g}x", "" if method.value is None else f"{method.vary} {method.value:g}")
 
 
@@ -113,7 +117,7 @@ def _lost(score: Score) -> str:
     return f"{score.diverged} of {score.tried} seeds diverged" if score.diverged else ""
 
 
-def _fall(fall: Fall | None) -> Cell:
+def fall_cell(fall: Fall | None) -> Cell:
     """Return where a method falls off, and in small by how many of its runs there."""
     if fall is None:
         return Cell("")
