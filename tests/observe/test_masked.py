@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from properties import over
+from ranks import run_ranks
 from surefoot.detect.detector import Detector, Signals, Verdict
 from surefoot.observe.monitor import Monitor
 from surefoot.observe.step_record import without_unseen
@@ -187,19 +187,16 @@ def test_what_an_unseen_task_leaves_of_a_rank(case: tuple[list[float], list[floa
 
 def train(rank: int, folder: str) -> None:
     """Train one of two ranks; only the first ever observes sales, in every other step."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     loop = Loop()
     for step in range(12):
         loop.step(0 if rank or step % 2 else ROWS)
     loop.monitor.close()
     if not rank:
         Path(folder, "values.json").write_text(json.dumps(loop.rows))
-    dist.destroy_process_group()
 
 
 def test_what_one_rank_observes_is_what_all_of_them_say(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(train, tmp_path)
     alone = Loop()
     alone.step(ROWS)
     alone.monitor.close()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
 from properties import over
+from ranks import run_ranks
 from surefoot.observe.monitor import Monitor
 from surefoot.observe.step_record import Combine, over_ranks
 from surefoot.observe.streaming_metrics import ABSENT
@@ -23,8 +23,6 @@ WORLD, STEPS = 2, 40
 
 def train(rank: int, folder: str) -> None:
     """Train one rank, and write down what its monitor saw. Rank 1 alone meets a NaN in step 30."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Linear(4, 1))
     optimizer = ClippyAdagrad(model.parameters(), 0.1)
@@ -47,13 +45,12 @@ def train(rank: int, folder: str) -> None:
         seen.append({"own": loss.item(), "alarm": told, "values": dict(monitor.values)})
     verdict = monitor.close()
     Path(folder, f"{rank}.json").write_text(json.dumps([seen, verdict]))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train, (str(folder),), nprocs=WORLD)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(train, folder)
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 import surefoot
 from properties import over
+from ranks import run_ranks
 from surefoot.capsule.ring import Ring
 from surefoot.recover.recovery import Recovery
 
@@ -109,8 +109,6 @@ def train(model: nn.Module, optimizer: Optimizer, rank: int) -> list[list[float]
 
 def run(rank: int, folder: str) -> None:
     """Try every entry on every kind of model, and train under DistributedDataParallel."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     warnings.simplefilter("ignore")
     here, found = Path(folder, str(rank)), {}
     for how in WRAPPED:
@@ -128,13 +126,12 @@ def run(rank: int, folder: str) -> None:
     allowed = {entry: said(lambda call=call: call(Case(model, here))) for entry, call in ENTRIES.items()}
     weights = train(model, surefoot.ClippyAdagrad(model.parameters(), lr=0.1), rank)
     Path(folder, f"{rank}.json").write_text(json.dumps([found, allowed, left, weights]))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run, (str(folder),), nprocs=WORLD)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(run, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

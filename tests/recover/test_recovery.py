@@ -12,11 +12,12 @@ import pytest
 import torch
 from full_disk import FULL, Disk
 from states import equal
-from torch import distributed, nn
+from torch import nn
 from torch.optim import Optimizer
 
 import surefoot
 from properties import over
+from ranks import run_ranks
 from surefoot.capsule.snapshot import host_copy
 from surefoot.errors import InputError
 from surefoot.lab.data.sliding_window import MovingWindow
@@ -780,8 +781,6 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path):
 
 def roll_back_on_rank(rank: int, folder: str) -> None:
     """Run a rank; rank 0 skips a step, the newest healthy checkpoint of rank 1 is damaged."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     loop = Loop(Path(folder) / str(rank), Ladder(roll_back=AT_ONCE, confirm=10))
     loop.run(43)
     with warnings.catch_warnings():
@@ -792,12 +791,11 @@ def roll_back_on_rank(rank: int, folder: str) -> None:
     if rank == 1:
         newest.write_bytes(newest.read_bytes()[:-100])
     assert loop.step(Sign(44, "auc")) is Action.ROLLED_BACK
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_ranks_decide_alike_and_roll_back_to_a_checkpoint_that_all_have(tmp_path: Path):
-    torch.multiprocessing.spawn(roll_back_on_rank, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(roll_back_on_rank, tmp_path)
     for rank in ("0", "1"):
         assert journal.read(tmp_path / rank / "events.jsonl")[-1]["checkpoint"] == "step-000000025.healthy.pt"
 
