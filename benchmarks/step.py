@@ -78,7 +78,7 @@ def attached(params: list[Parameter]) -> Step:
 
 def agc(params: list[Parameter]) -> Step:
     """pytorch_optimizer's AGC before torch's fused Adagrad, if that package is installed."""
-    from pytorch_optimizer.optimizer.agc import agc as clip
+    from pytorch_optimizer.optimizer.agc import agc as clip  # pyright: ignore[reportMissingImports]
 
     optimizer = torch.optim.Adagrad(params, lr=1e-3, initial_accumulator_value=0.1, fused=True)
 

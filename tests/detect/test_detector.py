@@ -31,7 +31,7 @@ def verdict(*losses: list[float], detector: Detector | None = None) -> Verdict:
         ("jumps and recovers", [*LEARNING, *[2.0] * 10, *[0.45] * 30], Verdict.MICRO),
         ("jumps and stays", [*LEARNING, *[30.0] * 100], Verdict.FULL),
         ("falls back to the base rate", [*LEARNING, *[1.0] * 100], Verdict.FULL),
-        ("is still off the road at the end", [*LEARNING, *[30.0] * 10], Verdict.FULL),
+        ("has not recovered at the end", [*LEARNING, *[30.0] * 10], Verdict.FULL),
         ("NaN for good", [*LEARNING, *[math.nan] * 100], Verdict.FULL),
         ("inf for good", [*LEARNING, *[math.inf] * 100], Verdict.FULL),
         ("one NaN, then as before", [*LEARNING, math.nan, *[0.4] * 30], Verdict.MICRO),

@@ -469,8 +469,10 @@ def test_a_state_from_before_a_signal_existed_is_taken_over():
     for key in ("rankings", "ranked"):
         del state["panel"][key]
     del state["panel"]["levels"]["calibration"]
-    for road in state["roads"].values():
-        del road["shock"], road["shown"]
+    state["roads"] = state.pop("tasks")
+    for task in state["roads"].values():
+        del task["shock"], task["shown"]
+        task["road"] = task.pop("back_below")
     for event in state["events"]:
         del event["alarm"]
     state["open"], state["calm"] = state["open"]["told"][-1], 2  # as it was saved once
@@ -493,7 +495,7 @@ def test_what_a_newer_version_has_saved_beside_is_passed_over():
     assert detector.state_dict() == expected.state_dict()
 
 
-@pytest.mark.parametrize("broken", [{"roads": 3}, {"panel": {}}, {"open": {"told": [{"step": 1}]}}, {"alarms": [4]}])
+@pytest.mark.parametrize("broken", [{"tasks": 3}, {"panel": {}}, {"open": {"told": [{"step": 1}]}}, {"alarms": [4]}])
 def test_a_state_that_is_broken_is_refused_in_a_sentence_and_changes_nothing(broken: dict[str, Any]):
     detector = run(healthy())[0]
     before = json.dumps(detector.state_dict())

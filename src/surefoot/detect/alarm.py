@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from surefoot.detect.baselines import Finding, families, family, of_window, shows
+from surefoot.detect.baselines import Outlier, families, family, of_window, shows
 from surefoot.detect.signals import Signals
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def known(kind: type[T], state: Mapping[str, Any]) -> T:
 
 
 @dataclass
-class Episode:
+class OpenAlarm:
     """What has been told while an alarm is open.
 
     Args:
@@ -49,7 +49,7 @@ class Episode:
         worst: the largest excess seen, by family of signals.
         rose: the step at which it was.
         seen: the last step that showed the family.
-        calm: steps in a row without a finding.
+        calm: steps in a row without an outlier.
         shown: those of them that showed the alarm's own signal.
     """
 
@@ -62,21 +62,21 @@ class Episode:
     calm: int = 0
     shown: int = 0
 
-    def news(self, step: int, findings: Sequence[Finding], signals: Signals) -> list[Finding]:
-        """Take in a step and its findings; return those that the alarm has not told.
+    def news(self, step: int, outliers: Sequence[Outlier], signals: Signals) -> list[Outlier]:
+        """Take in a step and its outliers; return those that the alarm has not told.
 
         In its first ``window`` steps what else is out of bounds belongs to it, unless it is not finite. Later it is
         news if a signal is of a family that was within bounds, if a value is not finite after ``window`` steps of
         finite ones, or if an excess that had settled for as long grows by half, and by one bound at least.
         """
-        found = [finding for finding in findings if self._is_news(step, finding)]
-        for finding in findings:
-            self._note(step, finding)
+        found = [outlier for outlier in outliers if self._is_news(step, outlier)]
+        for outlier in outliers:
+            self._note(step, outlier)
         self.seen |= dict.fromkeys(families(signals), step)
         return found
 
     def is_over(self, signals: Signals) -> bool:
-        """Take in a step that has no finding; return whether the alarm is over.
+        """Take in a step that has no outlier; return whether the alarm is over.
 
         It takes ``window`` such steps in a row that show its own signal; of a score over a window of rows, which is
         shown every few steps, as many steps and two looks.
@@ -100,23 +100,23 @@ class Episode:
         return asdict(self)
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> "Episode":
-        """Return the episode of a state."""
+    def of_state(cls, state: Mapping[str, Any]) -> "OpenAlarm":
+        """Return the open alarm of a state."""
         return known(cls, {**state, "told": [known(Alarm, alarm) for alarm in state["told"]]})
 
-    def _is_news(self, step: int, finding: Finding) -> bool:
-        kind = family(finding.signal)
+    def _is_news(self, step: int, outlier: Outlier) -> bool:
+        kind = family(outlier.signal)
         if kind not in self.worst:
             return kind == "non_finite" or step - self.told[-1].step > self.window
         if step - self.rose[kind] <= self.window or self.rose[kind] == self.seen.get(kind):  # it still rises
             return False
         worst = self.worst[kind]
-        return kind == "non_finite" or finding.excess > worst + max(1.0, worst / 2)
+        return kind == "non_finite" or outlier.excess > worst + max(1.0, worst / 2)
 
-    def _note(self, step: int, finding: Finding) -> None:
-        kind = family(finding.signal)
+    def _note(self, step: int, outlier: Outlier) -> None:
+        kind = family(outlier.signal)
         worst = self.worst.get(kind)
-        if worst is None or finding.excess > 1.1 * worst:
-            self.worst[kind], self.rose[kind] = finding.excess, step
+        if worst is None or outlier.excess > 1.1 * worst:
+            self.worst[kind], self.rose[kind] = outlier.excess, step
         elif kind == "non_finite":
             self.rose[kind] = step

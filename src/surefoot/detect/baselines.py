@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from surefoot.detect.signals import Best, Level, Signals
 
 
-class Finding(NamedTuple):
+class Outlier(NamedTuple):
     """A signal out of bounds."""
 
     signal: str
@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     reason: str
 
 
-class _Watch(NamedTuple):
+class _Judged(NamedTuple):
     """How one kind of signal is judged: by how many robust standard deviations it is on the bad side of its level.
 
     The least spread stops a very steady series from alarming at trifles. ``scaled`` turns a value into a number that is
@@ -55,27 +55,27 @@ def _distance_from_1(value: float) -> float:
 # Six deviations at the least spread are, from the AUC on: 4.5 points; a third; a factor of 3, and no concern where
 # predictions spread less than labels; a factor of 2 further from 1; a factor of 20, and no concern where Clippy would
 # not clip; a factor of 67.
-_LOSS = _Watch("loss", "losses", False, _log, math.exp, 0.05, "the loss of {} rose", alone=False)
-_RELATIVE = _Watch(
+_LOSS = _Judged("loss", "losses", False, _log, math.exp, 0.05, "the loss of {} rose", alone=False)
+_RELATIVE = _Judged(
     "relative_loss", "relative_losses", False, _log, math.exp, 0.05, "the relative loss of {} rose", alone=False
 )
-_RATIO = _Watch("clip_ratio", "clip_ratios", True, _log, math.exp, 0.5, "the clip ratio of {} rose", least=0.0)
-_NORM = _Watch("grad_norm", "grad_norms", True, _log, math.exp, 0.7, "the gradient norm of {} rose")
-_AUC = _Watch("auc", "aucs", False, neg, neg, 0.0075, "the AUC of {} fell")
-_WATCHES = (
+_RATIO = _Judged("clip_ratio", "clip_ratios", True, _log, math.exp, 0.5, "the clip ratio of {} rose", least=0.0)
+_NORM = _Judged("grad_norm", "grad_norms", True, _log, math.exp, 0.7, "the gradient norm of {} rose")
+_AUC = _Judged("auc", "aucs", False, neg, neg, 0.0075, "the AUC of {} fell")
+_JUDGED = (
     _LOSS,
     _RELATIVE,
     _AUC,
-    _Watch("spread", "spreads", False, _minus_log, _exp_minus, 0.18, "the spread of {}'s predictions fell"),
-    _Watch("saturation", "spreads", False, _log, math.exp, 0.18, "the spread of {}'s predictions rose", least=0.0),
-    _Watch("calibration", "calibrations", False, _distance_from_1, math.exp, 0.12, "the miscalibration of {} rose"),
+    _Judged("spread", "spreads", False, _minus_log, _exp_minus, 0.18, "the spread of {}'s predictions fell"),
+    _Judged("saturation", "spreads", False, _log, math.exp, 0.18, "the spread of {}'s predictions rose", least=0.0),
+    _Judged("calibration", "calibrations", False, _distance_from_1, math.exp, 0.12, "the miscalibration of {} rose"),
     _RATIO,
     _NORM,
 )
-SIGNALS = ("non_finite", *(watch.signal for watch in _WATCHES), "dead_gradient")
+SIGNALS = ("non_finite", *(watch.signal for watch in _JUDGED), "dead_gradient")
 """The names of signals, harm done before what may come to harm: of several at once the first names an alarm."""
 
-_FIELDS = {watch.signal: watch.field for watch in _WATCHES} | {"dead_gradient": "grad_norms"}
+_FIELDS = {watch.signal: watch.field for watch in _JUDGED} | {"dead_gradient": "grad_norms"}
 _OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # over the last rows, hence shown every few steps
 _FAMILIES = {
     "non_finite": "non_finite",
@@ -104,7 +104,7 @@ def family(signal: str) -> str:
 
 def families(signals: Signals) -> set[str]:
     """Return the families that a step shows."""
-    return {family(watch.signal) for watch in _WATCHES if getattr(signals, watch.field)} | {"non_finite"}
+    return {family(watch.signal) for watch in _JUDGED if getattr(signals, watch.field)} | {"non_finite"}
 
 
 def of_window(signal: str) -> bool:
@@ -119,7 +119,7 @@ def shows(signals: Signals, signal: str, name: str) -> bool:
     return any(name in getattr(signals, watch.field) for watch in _NEVER_UNDEFINED)
 
 
-class Panel:
+class Baselines:
     """The running levels of all signals of a run.
 
     Args:
@@ -130,7 +130,7 @@ class Panel:
 
     def __init__(self, *, deviations: float, window: int, history: int) -> None:
         self._deviations, self._window, self._history = deviations, window, history
-        self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _WATCHES if watch is not _AUC}
+        self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _JUDGED if watch is not _AUC}
         self._layers = Level(history, window)  # of the mean logarithm of the clip ratios
         self._rankings: dict[str, Best] = {}  # of each task's AUC
         self._ranked: dict[str, tuple[float, float]] = {}  # the best that an AUC has been, of those sure; and the last
@@ -139,17 +139,17 @@ class Panel:
         self._readings: list[tuple[Level, float]] = []  # of the last step
         self._aucs: list[tuple[Best, int, float]] = []  # likewise
 
-    def read(self, step: int, signals: Signals) -> list[Finding]:
+    def read(self, step: int, signals: Signals) -> list[Outlier]:
         """Return what is out of bounds."""
         self._readings, self._aucs = [], []
-        findings: list[Finding] = []
-        for watch in _WATCHES:
+        outliers: list[Outlier] = []
+        for watch in _JUDGED:
             values: Mapping[str, float] = getattr(signals, watch.field)
             if values:
-                findings += self._rank(step, signals) if watch is _AUC else self._judge(watch, values)
-        findings += self._beside_the_first(signals.losses)
-        findings += self._together(signals)
-        return findings
+                outliers += self._rank(step, signals) if watch is _AUC else self._judge(watch, values)
+        outliers += self._beside_the_first(signals.losses)
+        outliers += self._together(signals)
+        return outliers
 
     def accept(self) -> None:
         """Let the finite values of the last step into the levels."""
@@ -202,7 +202,7 @@ class Panel:
         best, last = self._ranked.get(task, (0.5, 0.5))
         return best > 0.5 and last - 0.5 >= (best - 0.5) / 2
 
-    def _rank(self, step: int, signals: Signals) -> Iterator[Finding]:
+    def _rank(self, step: int, signals: Signals) -> Iterator[Outlier]:
         """Judge each AUC by its recent best; keep the finite ones as readings.
 
         At the default deviations it may lie below by 4.5 points, or by six standard errors where these are more: days
@@ -221,16 +221,16 @@ class Panel:
             lost = best - max(value, 0.5)  # below one half there is nothing to lose
             if lost > bound:
                 reason = f"{_AUC.words.format(task)} from {best:.3g} to {value:.3g}"
-                yield Finding(_AUC.signal, task, False, lost / bound, reason)
+                yield Outlier(_AUC.signal, task, False, lost / bound, reason)
 
-    def _judge(self, watch: _Watch, values: Mapping[str, float]) -> Iterator[Finding]:
+    def _judge(self, watch: _Judged, values: Mapping[str, float]) -> Iterator[Outlier]:
         """Judge the values of one kind, each by its own level; keep the finite ones as readings."""
         bound = self._deviations * watch.floor
         for name, value in values.items():
             if not math.isfinite(value):
                 if watch in _NEVER_UNDEFINED:
                     what = watch.words.format(name).removesuffix(" rose")
-                    yield Finding("non_finite", name, watch.per_layer, math.inf, f"{what} is {value}")
+                    yield Outlier("non_finite", name, watch.per_layer, math.inf, f"{what} is {value}")
                 continue
             x = watch.scaled(value)
             level = self._level(watch.signal, name)
@@ -240,13 +240,13 @@ class Panel:
             if watch is _NORM:
                 yield from self._whether_dead(name, distance)
             elif watch is _RATIO and x > _HUGE and (not judged or distance > 1):
-                yield Finding(watch.signal, name, True, x / _HUGE, f"the clip ratio of {name} is {value:.3g}")
+                yield Outlier(watch.signal, name, True, x / _HUGE, f"the clip ratio of {name} is {value:.3g}")
             if watch.alone and distance > bound and x > watch.least and not self._is_learning(watch, name):
                 excess = distance / (self._deviations * max(level.spread(), watch.floor))
                 if excess > 1:
-                    yield Finding(watch.signal, name, watch.per_layer, excess, _change(watch, name, level, x))
+                    yield Outlier(watch.signal, name, watch.per_layer, excess, _change(watch, name, level, x))
 
-    def _is_learning(self, watch: _Watch, task: str) -> bool:
+    def _is_learning(self, watch: _Judged, task: str) -> bool:
         """Whether a score of the window leaves its level while its task's losses lie below theirs.
 
         Predictions that spread less than those of the first steps, say, are no collapse then; nor are they while a task
@@ -260,16 +260,16 @@ class Panel:
             return False
         return level.recent < level.median - max(level.spread(), _RELATIVE.floor)
 
-    def _whether_dead(self, layer: str, distance: float) -> Iterator[Finding]:
+    def _whether_dead(self, layer: str, distance: float) -> Iterator[Outlier]:
         if distance > -_DEAD:
             self._dead.pop(layer, None)
             return
         steps = self._dead[layer] = self._dead.get(layer, 0) + 1
         if steps >= self._window:
             reason = f"the gradient of {layer} has been dead for {steps} steps"
-            yield Finding("dead_gradient", layer, True, -distance / _DEAD, reason)
+            yield Outlier("dead_gradient", layer, True, -distance / _DEAD, reason)
 
-    def _beside_the_first(self, losses: Mapping[str, float]) -> Iterator[Finding]:
+    def _beside_the_first(self, losses: Mapping[str, float]) -> Iterator[Outlier]:
         """Judge the summed loss by that of the first step: the only level there is when a run blows up at its start."""
         total = sum(losses.values())
         if not losses or not math.isfinite(total):
@@ -279,9 +279,9 @@ class Panel:
         if total > _FIRST * first > 0:
             task = max(losses, key=lambda name: losses[name])
             reason = f"the loss is {total:.3g}, most of it of {task}; at the first step it was {first:.3g}"
-            yield Finding("loss", task, False, math.log(total / first) / math.log(_FIRST), reason)
+            yield Outlier("loss", task, False, math.log(total / first) / math.log(_FIRST), reason)
 
-    def _together(self, signals: Signals) -> Iterator[Finding]:
+    def _together(self, signals: Signals) -> Iterator[Outlier]:
         """Judge all layers and tasks together: what is small in each is plain in all.
 
         How many deviations the layers' mean logarithm of the clip ratio has risen, and how many the tasks' losses have,
@@ -309,7 +309,7 @@ class Panel:
             watch, values = (_RELATIVE, signals.relative_losses) if known else (_LOSS, signals.losses)
             name = max(risen, key=lambda n: risen[n])
         reason = _change(watch, name, self._level(watch.signal, name), _log(values[name]))
-        yield Finding(watch.signal, name, watch.per_layer, strain, reason)
+        yield Outlier(watch.signal, name, watch.per_layer, strain, reason)
 
     def _risen(self, task: str, signals: Signals, rise: Callable[[Level, float, float], float]) -> float:
         """Return how many deviations a task's loss has risen; 0 where that cannot be said."""
@@ -345,5 +345,5 @@ class Panel:
             yield from levels.values()
 
 
-def _change(watch: _Watch, name: str, level: Level, x: float) -> str:
+def _change(watch: _Judged, name: str, level: Level, x: float) -> str:
     return f"{watch.words.format(name)} from {watch.unscaled(level.median):.3g} to {watch.unscaled(x):.3g}"

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from surefoot import checks
-from surefoot.detect.alarm import Alarm, Episode, known
-from surefoot.detect.baselines import SIGNALS, Finding, Panel, family
+from surefoot.detect.alarm import Alarm, OpenAlarm, known
+from surefoot.detect.baselines import SIGNALS, Baselines, Outlier, family
 from surefoot.detect.signals import Signals
-from surefoot.detect.task_state import Event, FreshScore, Road, RoadLimits, Verdict
+from surefoot.detect.task_state import Event, FreshScore, TaskLimits, TaskState, Verdict
 
 __all__ = ["Alarm", "Detector", "Event", "FreshScore", "Signals", "Verdict"]
 
@@ -34,21 +34,21 @@ class Detector:
       a point for each of them: 4.5 points at the default;
     - the summed loss exceeds one and a half times that of the first step;
     - a gradient has been a thousandth of its level for ``window`` steps;
-    - a task leaves the road (see ``Road``).
+    - a task diverges (see ``TaskState``).
 
     A level is the median, and the median deviation, of the last ``history`` accepted values (16 where they are scores
     over a window of rows). While an alarm lasts, none is accepted, nor are the ``window`` before it: one spike does not
     raise its own limit, and what is not finite never gets in. It is over when ``window`` steps in a row are calm, not
-    counting those that do not show its own signal; a change that has lasted ``patience`` steps with every task on the
-    road is the new level.
+    counting those that do not show its own signal; a change that has lasted ``patience`` steps while no task has
+    diverged is the new level.
 
     A second trouble in an open alarm is a new alarm: a value that is not finite, a signal of another family (clip
     ratios, gradient norms, losses, scores) more than ``window`` steps after the first, or an excess that had settled
     and grows by half, and by one bound at least.
 
-    An **event** is a task's departure from the road: micro if it came back, full if that took more than ``patience``
-    steps (and micro again if it comes back even then). An alarm that no departure follows leaves no event. The verdict
-    of a run follows from its relative losses alone, whatever alarms there were.
+    An **event** is a task's divergence: micro if it recovered, full if that took more than ``patience`` steps (and
+    micro again if it recovers even then). An alarm that no divergence follows leaves no event. The verdict of a run
+    follows from its relative losses alone, whatever alarms there were.
 
     A task that **never learns** is a failure of its own kind, ``never_learnt``: it neither rises nor falls.
 
@@ -81,10 +81,10 @@ class Detector:
     def __post_init__(self) -> None:
         for name in ("deviations", "window", "history", "learnt", "patience"):
             checks.positive(name, getattr(self, name))
-        self._limits = RoadLimits(self.window, self.history, self.learnt, self.patience)
-        self._roads: dict[str, Road] = {}
-        self._panel = Panel(deviations=self.deviations, window=self.window, history=self.history)
-        self._open: Episode | None = None
+        self._limits = TaskLimits(self.window, self.history, self.learnt, self.patience)
+        self._tasks: dict[str, TaskState] = {}
+        self._baselines = Baselines(deviations=self.deviations, window=self.window, history=self.history)
+        self._open: OpenAlarm | None = None
         self._last = -1  # step
 
     @overload
@@ -133,8 +133,8 @@ class Detector:
             scores: of the trained model on rows it was not trained on, where there are such: they overrule what the
                 last batches seem to tell.
         """
-        for road in self._roads.values():
-            event = road.close(step, Verdict.FULL)
+        for state in self._tasks.values():
+            event = state.close(step, Verdict.FULL)
             if event is not None:
                 self._keep(event)
         if self.verdict is not Verdict.FULL:
@@ -147,13 +147,15 @@ class Detector:
     @property
     def has_learnt(self) -> bool:
         """Whether any task has been better than a constant prediction."""
-        return any(road.has_learnt for road in self._roads.values())
+        return any(state.has_learnt for state in self._tasks.values())
 
     @property
     def never_learnt(self) -> list[str]:
         """The tasks that have been shown for 128 steps and were never better than a constant prediction."""
         return [
-            task for task, road in self._roads.items() if road.learns_nothing() and not self._panel.has_ranked(task)
+            task
+            for task, state in self._tasks.items()
+            if state.learns_nothing() and not self._baselines.has_ranked(task)
         ]
 
     @property
@@ -172,8 +174,8 @@ class Detector:
         return {
             "events": [{**asdict(event), "verdict": event.verdict.value} for event in self.events],
             "alarms": [asdict(alarm) for alarm in self.alarms],
-            "roads": {task: road.state_dict() for task, road in self._roads.items()},
-            "panel": self._panel.state_dict(),
+            "tasks": {task: state.state_dict() for task, state in self._tasks.items()},
+            "panel": self._baselines.state_dict(),
             "open": None if self._open is None else self._open.state_dict(),
             "last": self._last,
         }
@@ -200,96 +202,99 @@ class Detector:
     def _load(self, state: Mapping[str, Any]) -> None:
         opened = state["open"]
         if opened is not None:
-            opened = Episode.of_state(opened) if "told" in opened else self._episode_of(known(Alarm, opened))
+            opened = OpenAlarm.of_state(opened) if "told" in opened else self._open_alarm_of(known(Alarm, opened))
         events = [known(Event, {**event, "verdict": Verdict(event["verdict"])}) for event in state["events"]]
         alarms = [known(Alarm, alarm) for alarm in state["alarms"]]
-        roads = {task: Road(self._limits, task) for task in state["roads"]}
-        for task, road in roads.items():
-            road.load_state_dict(state["roads"][task])
-        self._panel.load_state_dict(state["panel"])
-        self.events[:], self.alarms[:], self._roads = events, alarms, roads
+        saved = state["tasks"] if "tasks" in state else state["roads"]  # as older versions call them
+        tasks = {task: TaskState(self._limits, task) for task in saved}
+        for task, task_state in tasks.items():
+            task_state.load_state_dict(saved[task])
+        self._baselines.load_state_dict(state["panel"])
+        self.events[:], self.alarms[:], self._tasks = events, alarms, tasks
         self._open, self._last = opened, int(state["last"])
 
     def _update(self, step: int, signals: Signals) -> Alarm | None:
-        findings = [*self._panel.read(step, signals), *self._roads_of(step, signals)]
+        outliers = [*self._baselines.read(step, signals), *self._diverged_tasks(step, signals)]
         if self._open is None:
-            if findings:
-                return self._start(step, findings, signals)
-            self._panel.accept()
+            if outliers:
+                return self._start(step, outliers, signals)
+            self._baselines.accept()
             return None
-        news = self._open.news(step, findings, signals)
+        news = self._open.news(step, outliers, signals)
         if news:
             return self._start(step, news, signals)
-        on_road = all(road.on_road for road in self._roads.values())
-        if findings or not on_road:
+        diverged = any(state.diverged for state in self._tasks.values())
+        if outliers or diverged:
             self._open.disturb()
         elif self._open.is_over(signals):
             self._open = None
             return None
-        if on_road and step - self._open.told[-1].step >= self.patience:  # it stays and does no harm: the new level
+        if not diverged and step - self._open.told[-1].step >= self.patience:  # harmless: the new level
             self._open = None
-            self._panel.forget()
+            self._baselines.forget()
         return None
 
-    def _start(self, step: int, findings: list[Finding], signals: Signals) -> Alarm:
-        """Start an alarm, named by the most telling finding; of several layers the one furthest out is where."""
-        findings.sort(key=lambda finding: (SIGNALS.index(finding.signal), -finding.excess))
-        first = findings[0]
-        task = next((finding.name for finding in findings if not finding.per_layer), None)
-        layers = [finding for finding in findings if finding.per_layer]
-        layer = max(layers, key=lambda finding: finding.excess).name if layers else None
+    def _start(self, step: int, outliers: list[Outlier], signals: Signals) -> Alarm:
+        """Start an alarm, named by the most telling outlier; of several layers the one furthest out is where."""
+        outliers.sort(key=lambda outlier: (SIGNALS.index(outlier.signal), -outlier.excess))
+        first = outliers[0]
+        task = next((outlier.name for outlier in outliers if not outlier.per_layer), None)
+        layers = [outlier for outlier in outliers if outlier.per_layer]
+        layer = max(layers, key=lambda outlier: outlier.excess).name if layers else None
         alarm = Alarm(step, task, layer, first.signal, first.reason)
         if self._open is None:
-            self._open = Episode([alarm], first.name, self.window)
-            self._open.news(step, findings, signals)
+            self._open = OpenAlarm([alarm], first.name, self.window)
+            self._open.news(step, outliers, signals)
         else:
             self._open.go_on(alarm, first.name)
         self.alarms.append(alarm)
-        self._panel.forget_waiting()
+        self._baselines.forget_waiting()
         return alarm
 
-    def _episode_of(self, alarm: Alarm) -> Episode:
-        """Return the episode of an alarm of which no more is known."""
+    def _open_alarm_of(self, alarm: Alarm) -> OpenAlarm:
+        """Return the open alarm of an alarm of which no more is known."""
         name = alarm.layer if alarm.signal in ("clip_ratio", "grad_norm", "dead_gradient") else alarm.task
         excess, kind = math.inf if alarm.signal == "non_finite" else 1.0, family(alarm.signal)
-        return Episode([alarm], name or alarm.layer or "", self.window, {kind: excess}, {kind: alarm.step})
+        return OpenAlarm([alarm], name or alarm.layer or "", self.window, {kind: excess}, {kind: alarm.step})
 
     def _ending(self, scores: Mapping[str, FreshScore]) -> tuple[list[str], int, str] | None:
         """Return the tasks that make a run full by how they end, since when, and why; None if none does."""
-        roads, onsets = self._roads, [event.onset for event in self.events]
-        lost = [task for task, road in roads.items() if road.has_lost() and not self._ranks(task, scores)]
+        tasks, onsets = self._tasks, [event.onset for event in self.events]
+        lost = [task for task, state in tasks.items() if state.has_lost() and not self._ranks(task, scores)]
         if onsets and lost:
             return lost, min(onsets), f"ended at a constant prediction after the jump at step {min(onsets)}"
         dead = {
-            task: road.shock or 0 for task, road in roads.items() if road.is_dead() and not self._ranks(task, scores)
+            task: state.shock or 0 for task, state in tasks.items() if state.is_dead() and not self._ranks(task, scores)
         }
         if dead:
             return list(dead), min(dead.values()), f"learnt nothing after the jump at step {min(dead.values())}"
-        jumps = [road.first_jump for road in roads.values() if road.first_jump is not None]
-        unranked = all(road.is_constant() and not self._ranks(task, scores) for task, road in roads.items())
-        if roads and unranked and (jumps or (onsets and any(road.has_learnt for road in roads.values()))):
+        jumps = [state.first_jump for state in tasks.values() if state.first_jump is not None]
+        unranked = all(state.is_constant() and not self._ranks(task, scores) for task, state in tasks.items())
+        if tasks and unranked and (jumps or (onsets and any(state.has_learnt for state in tasks.values()))):
             first = min(onsets + jumps)
-            return list(roads), first, f"ended at a constant prediction after the jump at step {first}"
-        bad = [task for task, road in roads.items() if scores.get(task, FreshScore()).is_worthless(road.is_worthless())]
+            return list(tasks), first, f"ended at a constant prediction after the jump at step {first}"
+        bad = [
+            task for task, state in tasks.items() if scores.get(task, FreshScore()).is_worthless(state.is_worthless())
+        ]
         return (bad, self._last, "ended clearly worse than a constant prediction") if bad else None
 
     def _ranks(self, task: str, scores: Mapping[str, FreshScore]) -> bool:
-        return scores[task].ranks if task in scores else self._panel.still_ranks(task)
+        return scores[task].ranks if task in scores else self._baselines.still_ranks(task)
 
-    def _roads_of(self, step: int, signals: Signals) -> Iterator[Finding]:
-        """Take in the relative losses; yield the tasks that leave the road."""
-        for task in self._roads.keys() - signals.relative_losses.keys():
-            self._roads[task].miss()
+    def _diverged_tasks(self, step: int, signals: Signals) -> Iterator[Outlier]:
+        """Take in the relative losses; yield the tasks that diverge."""
+        for task in self._tasks.keys() - signals.relative_losses.keys():
+            self._tasks[task].miss()
         for task, value in signals.relative_losses.items():
-            if task not in self._roads:
-                self._roads[task] = Road(self._limits, task)
-            road = self._roads[task]
-            was_on = road.on_road
-            event = road.update(step, value, signals.losses.get(task))
+            if task not in self._tasks:
+                self._tasks[task] = TaskState(self._limits, task)
+            state = self._tasks[task]
+            had_diverged = state.diverged
+            event = state.update(step, value, signals.losses.get(task))
             if event is not None:
                 self._keep(event)
-            if was_on and not road.on_road:
-                yield Finding("relative_loss", task, False, 0.0, road.reason)
+            if state.diverged and not had_diverged:
+                yield Outlier("relative_loss", task, False, 0.0, state.reason)
 
     def _keep(self, event: Event) -> None:
         """Keep an event; with the alarm that told of it first, and as one with a departure that it follows at once."""

@@ -1,4 +1,4 @@
-"""Whether a task is on the road: its relative loss near what it has shown to be healthy, or back there in time.
+"""Whether a task has diverged: how far its relative loss is from what was healthy, and whether it returns in time.
 
 The recovery test that tells a micro-divergence from a full one. The standard library only.
 """
@@ -14,9 +14,10 @@ from typing import Any
 from surefoot.detect.signals import Level
 
 _STATE = (
-    *("best", "best_loss", "onset", "missed", "given_up", "reason", "road", "first", "first_step", "first_jump"),
+    *("best", "best_loss", "onset", "missed", "given_up", "reason", "back_below", "first", "first_step", "first_jump"),
     *("first_loss", "shock", "shown", "has_learnt"),
 )
+_FORMER_NAMES = {"back_below": "road"}  # in states that older versions saved
 _SHOCK = 10  # times the first relative loss, or a constant's: past that in a single step a network may be dead
 _WORTHLESS = 1.5  # times the loss of a constant prediction: to end there is to end worse than without a model
 _WORTHLESS_BY_ITSELF = 4.0  # likewise on rows of another day, which may be harder: twice the constant's RMSE
@@ -28,13 +29,13 @@ class Verdict(StrEnum):
     """What became of a run, or of one task in it; a later member is worse."""
 
     HEALTHY = "healthy"
-    MICRO = "micro"  # left the road and came back
-    FULL = "full"  # did not come back
+    MICRO = "micro"  # diverged and recovered
+    FULL = "full"  # diverged and did not recover
 
 
 @dataclass(frozen=True)
 class Event:
-    """One departure from health.
+    """One divergence of one task.
 
     Args:
         task: whose loss it was.
@@ -82,11 +83,11 @@ class FreshScore:
 
 
 @dataclass(frozen=True)
-class RoadLimits:
-    """When a task has left the road, and when it is given up.
+class TaskLimits:
+    """When a task has diverged, and when it counts as lost.
 
     Args:
-        window: steps in the level.
+        window: steps in the current level, a median.
         history: steps in the healthy median.
         learnt: relative loss below which a task has learnt something.
         patience: steps that an event may last, those that do not show the task apart.
@@ -98,23 +99,23 @@ class RoadLimits:
     patience: int
 
 
-class Road:
+class TaskState:
     """One task's relative losses, and the event it is in, if any.
 
     Healthy is the median of the last ``history`` accepted relative losses; accepted are finite ones of steps that lie
-    outside events. The level is the median of the last ``window``. The task leaves the road when a loss is not finite,
-    or when the level is above healthy by more than six robust standard deviations of the history and has lost at least
-    half of what the task had learnt: it is past the middle between healthy and 1, or, if nothing had been learnt yet,
-    past one and a half times healthy. Where the loss itself is known, it has to have risen too, by three deviations:
-    otherwise a constant only happened to do well on these batches. And it leaves the road, however slowly it went, when
-    the level is past 1 though healthy once lay six deviations below.
+    outside events. The current level is the median of the last ``window``. The task diverges when a loss is not finite,
+    or when the current level is above healthy by more than six robust standard deviations of the history and has lost
+    at least half of what the task had learnt: it is past the middle between healthy and 1, or, if nothing had been
+    learnt yet, past one and a half times healthy. Where the loss itself is known, it must have risen too, by three
+    deviations: otherwise a constant prediction only happened to do well on these batches. The task also diverges,
+    however slowly, when the current level is past 1 although healthy was once six deviations below 1.
 
-    It has come back when the level is on the healthy side of that middle again (below ``learnt`` if nothing had been
-    learnt before), and is given up if that takes more than ``patience`` steps. A task that never learns anything and
-    never rises never leaves the road.
+    It has recovered when the current level is on the healthy side of that middle again (below ``learnt`` if nothing had
+    been learnt before), and counts as lost if that takes more than ``patience`` steps. A task that never learns
+    anything and never rises never diverges.
     """
 
-    def __init__(self, limits: RoadLimits, task: str) -> None:
+    def __init__(self, limits: TaskLimits, task: str) -> None:
         self.limits = limits
         self.task = task
         self.recent: deque[float] = deque(maxlen=limits.window)
@@ -125,9 +126,9 @@ class Road:
         self.best_loss = 0.0  # what was then the limit of the loss
         self.onset: int | None = None
         self.missed = 0  # steps since then that did not show the task
-        self.given_up = False  # was off the road for longer than it may, and still is
+        self.given_up = False  # diverged for longer than it may, and still is
         self.reason = ""
-        self.road = 0.0  # the level below which an event is over
+        self.back_below = 0.0  # an event is over when the current level is below this
         self.first: float | None = None
         self.first_step = 0
         self.first_jump: int | None = None  # a step of the first window whose loss was past 1.5 times the first
@@ -137,14 +138,14 @@ class Road:
         self.has_learnt = False  # was better than a constant once, if only by a little
 
     @property
-    def on_road(self) -> bool:
-        """Whether it is where it should be."""
-        return self.onset is None
+    def diverged(self) -> bool:
+        """Whether it is in an event now."""
+        return self.onset is not None
 
     def update(self, step: int, value: float, loss: float | None = None) -> Event | None:
         """Take in one step, its relative loss and the loss, if that is known; return the event that it decides, if any.
 
-        An event is decided when the task is back, or given up; and once more if it comes back after that.
+        An event is decided when the task has recovered, or counts as lost; and again if it recovers after that.
         """
         finite = math.isfinite(value)
         self.shown += 1
@@ -157,8 +158,8 @@ class Road:
         if loss is not None:
             self.recent_losses.append(loss if math.isfinite(loss) else math.inf)
         level = median(self.recent)
-        if not self.on_road:
-            return self._look_for_road(step, level)
+        if self.diverged:
+            return self._look_for_recovery(step, level)
         if finite:
             self.accepted.offer(value)
             if loss is not None and math.isfinite(loss):
@@ -167,18 +168,18 @@ class Road:
         if not finite:
             self._open(step, f"the loss of {self.task} is {value}", self._healthy())
         elif len(self.recent) == self.limits.window:
-            healthy = self._left(level)
+            healthy = self._healthy_before(level)
             if healthy is not None:
                 reason = f"the relative loss of {self.task} rose from {healthy:.3g} to {level:.3g}"
                 self._open(step - self.limits.window // 2, reason, healthy)
         return None
 
     def miss(self) -> None:
-        """Take in a step that does not show the task: nothing is known of it, and it may be off the road for longer."""
+        """Take in a step that does not show the task: its event may last one step longer."""
         self.missed += 1
 
-    def _look_for_road(self, step: int, level: float) -> Event | None:
-        if level < self.road:
+    def _look_for_recovery(self, step: int, level: float) -> Event | None:
+        if level < self.back_below:
             return self.close(step, Verdict.MICRO)
         if not self.given_up and self.onset is not None and step - self.onset - self.missed >= self.limits.patience:
             self.given_up = True
@@ -236,7 +237,7 @@ class Road:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; what an older one does not have is as at the start."""
         for name in _STATE:
-            setattr(self, name, state.get(name, getattr(self, name)))
+            setattr(self, name, state.get(_FORMER_NAMES.get(name, name), state.get(name, getattr(self, name))))
         self.recent = deque(state["recent"], maxlen=self.limits.window)
         self.recent_losses = deque(state["recent_losses"], maxlen=self.limits.window)
         self.accepted.load_state_dict(state["accepted"])
@@ -245,7 +246,7 @@ class Road:
 
     def _open(self, onset: int, reason: str, healthy: float) -> None:
         self.onset, self.missed, self.reason = onset, 0, reason
-        self.road = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
+        self.back_below = (1 + healthy) / 2 if healthy < self.limits.learnt else self.limits.learnt
 
     def _note_shock(self, step: int, value: float, loss: float | None) -> None:
         if self.first_loss is None and loss is not None and math.isfinite(loss):
@@ -268,8 +269,8 @@ class Road:
         if healthy + 6 * self.accepted.spread() < 1:
             self.best, self.best_loss, self.has_learnt = healthy, self._loss_limit(), True
 
-    def _left(self, level: float) -> float | None:
-        """Return what was healthy if the level is off the road, None if it is on it."""
+    def _healthy_before(self, level: float) -> float | None:
+        """Return what was healthy if the task has diverged, None if it has not."""
         loss = median(self.recent_losses) if self.recent_losses else math.inf
         if self.best is not None and level > 1 and loss > self.best_loss:
             return self.best
@@ -284,7 +285,7 @@ class Road:
         return self.accepted.median if len(self.accepted) else self.recent[0]
 
     def _limit(self, level: float) -> float:
-        """Return the level above which the task is off the road; worked out in full only if ``level`` may be."""
+        """Return the level above which the task has diverged; the spread is only computed where it may matter."""
         healthy = self._healthy()
         limit = (1 + healthy) / 2 if healthy < self.limits.learnt else 1.5 * healthy
         if level <= limit or not len(self.accepted):
