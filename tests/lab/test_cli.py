@@ -52,6 +52,26 @@ def test_train_and_its_verdict(tmp_path: Path):
     assert "is not empty; expected a new or an empty folder" in sentence(again)
 
 
+def test_a_run_has_a_report_and_is_compared_with_another(tmp_path: Path):
+    for rule in ("clippy", "agc"):
+        (tmp_path / f"{rule}.toml").write_text(TINY_RUN + f'[rule]\nname = "{rule}"\n')
+        surefoot("train", tmp_path / f"{rule}.toml", "--out", tmp_path / rule)
+    assert "report.html" in surefoot("report", tmp_path / "agc").stdout
+    assert "Healthy: 6 steps, and no task diverged." in (tmp_path / "agc" / "report.html").read_text()
+    both = tmp_path / "both.html"
+    done = surefoot("compare", tmp_path / "clippy", tmp_path / "agc", "--out", both)
+    for words in ("rule.name", "clippy", "agc", "Final scores", "AUC %", "Comparison: "):
+        assert words in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
+    both.unlink()
+    (tmp_path / "agc" / "report.html").unlink()
+    (tmp_path / "agc" / "events.jsonl").write_text("no\n")
+    for command in (("report", tmp_path / "agc"), ("compare", tmp_path / "clippy", tmp_path / "agc", "--out", both)):
+        assert "events.jsonl, line 1, cannot be read" in sentence(surefoot(*command, expect=2))
+    assert not both.exists()
+    assert not (tmp_path / "agc" / "report.html").exists()
+
+
 def test_a_diverged_run_exits_with_3_and_says_where(tmp_path: Path):
     (tmp_path / "run.toml").write_text(
         TINY_RUN.replace("rate = 0.1", "rate = 1e6\nrule.name = 'naive'").replace("days = 4", "days = 60")
@@ -71,6 +91,11 @@ def test_study_then_report_again(tmp_path: Path):
     page.unlink()
     surefoot("report", tmp_path / "out")
     assert page.read_text() == first
+    done = surefoot("compare", tmp_path / "out", tmp_path / "out", "--out", tmp_path / "both.html")
+    assert "What differs in the configuration: Nothing: the two configurations are the" in done.stdout
+    assert "cannot be" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
+    assert (tmp_path / "both.html").exists()
 
 
 def test_an_interrupted_study_says_so_and_goes_on(tmp_path: Path):

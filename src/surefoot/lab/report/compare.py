@@ -171,17 +171,21 @@ def _ends(a: RunFolder, b: RunFolder) -> Table:
 
 
 def _run_scores(a: RunFolder, b: RunFolder) -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
+    last = None
     for task, metric, called in happened.scored([a, b]):
+        if task != last:
+            rows.append([Cell(task)])
+        last = task
         cells = [happened.score(run, metric, task) for run in (a, b)]
-        rows.append([Cell(task), Cell(called), *cells, _run_difference(a, b, metric, task)])
+        rows.append([Cell(called), *cells, _run_difference(a, b, metric, task)])
     return Table(
         "Final scores",
-        ("task", "metric", "A", "B", f"B {MINUS} A"),
+        ("metric", "A", "B", f"B {MINUS} A"),
         rows,
         note="In brackets: 95 % intervals of the AUC by the day's rows. That of a difference takes the two as "
-        "independent: of two runs scored on the same rows it is too wide rather than too narrow. One seed each: "
-        "another seed may differ by as much.",
+        "independent: of two runs scored on the same rows it is too wide rather than too narrow. What another seed "
+        "would change is not in any of them.",
         empty="Neither of the two has final scores.",
     )
 

@@ -47,11 +47,13 @@ def compared(pair: Pair) -> tuple[Comparison, str]:
 
 
 def _place_runs(plots: html.Plots, a: RunFolder, b: RunFolder) -> None:
-    tasks = [task for task in a.tasks if task in b.tasks]
-    choices = tuple((task, task) for task in tasks)
-    choice: dict[str, Any] = {"choices": choices, "choice": tasks[0] if tasks else "", "chosen": "task"}
-    plots.place("curves", losses(a, b, tasks), "losses over the steps", **choice)
-    plots.place("curves", scores(a, b, tasks), "AUC while training", number=1, **choice)
+    common = [task for task in a.tasks if task in b.tasks]
+    for number, (title, draw) in enumerate({"losses over the steps": losses, "AUC while training": scores}.items()):
+        figure = draw(a, b, common)
+        drawn = [] if figure is None else [trace["meta"]["choice"] for trace in figure.to_dict()["data"] if "meta" in trace]
+        tasks = list(dict.fromkeys(drawn))
+        choice: dict[str, Any] = {"choices": tuple((task, task) for task in tasks), "chosen": "task"}
+        plots.place("curves", figure, title, number=number, choice=tasks[0] if tasks else "", **choice)
 
 
 def losses(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
@@ -83,9 +85,10 @@ def scores(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
     """Draw the AUC of both runs: by day where both have days, or else by step; tasks to choose."""
     by_day = a.days is not None and b.days is not None
     lines = {"A": run_figures.aucs(a, by_day=by_day), "B": run_figures.aucs(b, by_day=by_day)}
+    scored = [task for task in tasks if any(task in found for found in lines.values())]
     traces = [
-        run_figures.auc_line(*lines[side][task], side, look, method=side, choice=task).update(visible=task == tasks[0])
-        for task in tasks
+        run_figures.auc_line(*lines[side][task], side, look, method=side, choice=task).update(visible=task == scored[0])
+        for task in scored
         for side, look in SIDES.items()
         if task in lines[side]
     ]
