@@ -62,7 +62,7 @@ def regression(make: Callable[[nn.Module], Optimizer], seed: int, fault: int | N
     with tempfile.TemporaryDirectory() as folder:
         watch = None
         if fault is not None:
-            monitor = surefoot.Monitor(model, optimizer, kinds={"y": "regression"})
+            monitor = surefoot.Monitor(model, optimizer, tasks={"y": "regression"})
             watch = monitor, surefoot.Recovery(model, optimizer, folder, monitor=monitor)
         for step in range(REGRESSION_STEPS):
             x, y = rows(256, generator)
@@ -96,7 +96,7 @@ def rank(data: str, rule: str, seed: int, fault: int | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         watch = None
         if fault is not None:
-            monitor = surefoot.Monitor(model, optimizers, kinds=kinds)
+            monitor = surefoot.Monitor(model, optimizers, tasks=kinds)
             watch = monitor, surefoot.Recovery(model, optimizers, folder, monitor=monitor, loader=stream)
         for step, (_, batch) in enumerate(stream):
             outputs = model(batch.categorical, FACTOR * batch.dense if step == fault else batch.dense)

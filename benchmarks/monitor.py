@@ -100,7 +100,7 @@ def measure(layout: str, name: str, folder: Path) -> Seconds:
     register = (optimizer.register_step_pre_hook, optimizer.register_step_post_hook)
     for hook in register:
         hook(clock.start)
-    monitor = Monitor(model, optimizer, kinds=TASKS, folder=folder, every=EVERY)
+    monitor = Monitor(model, optimizer, tasks=TASKS, folder=folder, every=EVERY)
     for hook in register:
         hook(clock.stop)
     params: list[Tensor] = list(model.parameters())

@@ -158,7 +158,7 @@ def run(case: Case) -> Outcome:
         watch = None
         if ladder is not None:
             kinds = {task.name: task.kind for task in tasks}
-            monitor = Monitor(model, optimizers, kinds=kinds, what_if=(), rows=8 * BATCH, refresh=4)
+            monitor = Monitor(model, optimizers, tasks=kinds, what_if=(), rows=8 * BATCH, refresh=4)
             watch = (
                 monitor,
                 Recovery(model, optimizers, folder, ladder=ladder, monitor=monitor, loader=stream, every=20),

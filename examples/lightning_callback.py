@@ -42,7 +42,7 @@ def main() -> None:
     x = torch.randn(2048, 16)
     rows = TensorDataset(x, (x[:, 0] + torch.randn(2048) > 0).float(), x[:, 1] + torch.randn(2048))
     kinds = {"click": "binary", "sales": "regression"}
-    callback = MonitorCallback(lambda module, optimizers: surefoot.Monitor(module, optimizers, kinds=kinds))
+    callback = MonitorCallback(lambda module, optimizers: surefoot.Monitor(module, optimizers, tasks=kinds))
     trainer = lightning.Trainer(
         max_epochs=2,
         accelerator="cpu",

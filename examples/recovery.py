@@ -17,7 +17,7 @@ def main() -> None:
     truth = torch.randn(16)
     folder = Path(tempfile.mkdtemp())
 
-    monitor = surefoot.Monitor(model, optimizer, kinds={"click": "binary"}, rows=2048, refresh=4)
+    monitor = surefoot.Monitor(model, optimizer, tasks={"click": "binary"}, rows=2048, refresh=4)
     recovery = surefoot.Recovery(model, optimizer, folder, monitor=monitor, every=20)
 
     for step in range(300):

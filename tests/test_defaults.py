@@ -203,7 +203,7 @@ def watched(**default: Any) -> list[dict[str, float]]:
         monitor = Monitor(
             model,
             optimizers,
-            kinds={task.name: task.kind for task in TASKS},
+            tasks={task.name: task.kind for task in TASKS},
             every=4,
             refresh=2,
             sinks=[lambda step, values: rows.append({"step": step, **values})],

@@ -1,6 +1,13 @@
 """Keeps multitask ranking models from diverging in training."""
 
+from surefoot.capsule.bad_rows import bisect
+from surefoot.capsule.format import Capsule
+from surefoot.capsule.format import read as read_capsule
+from surefoot.capsule.replay import Replay, Training, go_on, replay
 from surefoot.capsule.ring import Ring
+from surefoot.detect.detector import Alarm, Detector, Event, FreshScore, Verdict
+from surefoot.errors import InputError, TrainingStopped
+from surefoot.observe.attribution import Attribution, attribute
 from surefoot.observe.monitor import Monitor
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_gradients import clip_gradients
@@ -11,6 +18,10 @@ from surefoot.optim.gradients import gradient_operations
 from surefoot.optim.groups import GroupSpec, parameter_groups
 from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
+from surefoot.recover.journal import Journal
+from surefoot.recover.journal import read as read_journal
+from surefoot.recover.policy import Action, Ladder, RollBack, Slow
+from surefoot.recover.recorded_steps import under_recovery
 from surefoot.recover.recovery import Recovery
 from surefoot.rules import (
     AdaptiveGradientClip,
@@ -21,31 +32,57 @@ from surefoot.rules import (
     Rule,
     TrustRatio,
 )
+from surefoot.supervisor import Made, Supervisor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accumulate",
+    "Action",
     "Adagrad",
     "AdaptiveGradientClip",
+    "Alarm",
+    "Attribution",
+    "Capsule",
     "ClipHandle",
     "Clippy",
     "ClippyAdagrad",
+    "Detector",
     "Epsilon",
+    "Event",
+    "FreshScore",
     "GlobalGradientClip",
     "GradientClip",
     "GroupSpec",
+    "InputError",
+    "Journal",
+    "Ladder",
+    "Made",
     "Monitor",
     "NoClip",
     "NonFinite",
     "Recovery",
+    "Replay",
     "Ring",
+    "RollBack",
     "Rule",
+    "Slow",
+    "Supervisor",
+    "Training",
+    "TrainingStopped",
     "TrustRatio",
+    "Verdict",
     "__version__",
+    "attribute",
+    "bisect",
     "clip_gradients",
     "clip_updates",
+    "go_on",
     "gradient_operations",
     "guard",
     "parameter_groups",
+    "read_capsule",
+    "read_journal",
+    "replay",
+    "under_recovery",
 ]

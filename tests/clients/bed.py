@@ -148,7 +148,7 @@ class Attached:
 
     def __init__(self, model: nn.Module, optimizers: list[Optimizer], folder: Path) -> None:
         self.folder, self.step, self.alarms = folder, 0, list[Alarm]()
-        self.monitor = surefoot.Monitor(model, optimizers, kinds=dict.fromkeys(TASKS, "binary"))
+        self.monitor = surefoot.Monitor(model, optimizers, tasks=dict.fromkeys(TASKS, "binary"))
         self.ring = surefoot.Ring(model, optimizers, steps=24, every=8)
         ladder, go_back = Ladder(slow=Slow(steps=5)), self.ring.clear
         self.recovery = surefoot.Recovery(

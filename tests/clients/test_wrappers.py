@@ -176,7 +176,7 @@ def test_the_monitor_sees_what_it_sees_of_the_bare_optimizer(wrap: Callable[[Mod
         torch.manual_seed(0)
         model = Model()
         given, within = wrap(model)
-        monitor = surefoot.Monitor(model, within if bare else given, kinds={"rating": "regression"})
+        monitor = surefoot.Monitor(model, within if bare else given, tasks={"rating": "regression"})
         for step in range(3):
             ids, dense, y = batch(step)
             loss = backward(model, ids, dense, y)
@@ -195,7 +195,7 @@ def bad_weather(wrap: Callable[[Model], Wrapped], folder: Path) -> tuple[Model, 
     torch.manual_seed(0)
     model = Model()
     given, _ = wrap(model)
-    monitor = surefoot.Monitor(model, given, kinds={"rating": "regression"})
+    monitor = surefoot.Monitor(model, given, tasks={"rating": "regression"})
     recovery = surefoot.Recovery(model, given, folder, monitor=monitor, every=10)
     actions: list[str] = []
     for step in range(150):

@@ -61,7 +61,7 @@ def fit(module: Module, callback: MonitorCallback, tmp_path: Path, resume: Path 
 def callback(seen: dict[int, dict[str, float]], **options: Any) -> MonitorCallback:
     def make(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> Monitor:
         keep = [lambda step, values: seen.update({step: dict(values)})]
-        return Monitor(module, optimizers, kinds={"sales": "regression"}, sinks=keep)
+        return Monitor(module, optimizers, tasks={"sales": "regression"}, sinks=keep)
 
     return MonitorCallback(make, **options)
 

@@ -31,7 +31,7 @@ class Loop:
         self.model = nn.ModuleDict({task: nn.Linear(3, 1) for task in KINDS})
         self.optimizer = ClippyAdagrad(self.model.parameters(), 0.1)
         self.rows: dict[int, dict[str, float]] = {}
-        options = {"kinds": KINDS, "masked": ["sales"], "sinks": [self.keep]} | options
+        options = {"tasks": KINDS, "masked": ["sales"], "sinks": [self.keep]} | options
         self.monitor = Monitor(self.model, self.optimizer, **options)
 
     def keep(self, step: int, values: Mapping[str, float]) -> None:

@@ -54,7 +54,7 @@ class Loop:
         dense = [p for p in self.model.parameters() if p is not tables[0]]
         self.optimizers = [(make or (lambda params: ClippyAdagrad(params, LR)))(dense), torch.optim.Adagrad(tables, LR)]
         self.rows: dict[int, dict[str, float]] = {}
-        options = {"kinds": KINDS, "sinks": [self.keep]} | options
+        options = {"tasks": KINDS, "sinks": [self.keep]} | options
         self.monitor = Monitor(self.model, self.optimizers, **options)
         self.before: dict[str, Tensor] = {}
 
@@ -359,7 +359,7 @@ def test_without_a_step_of_the_optimizer_there_is_no_ratio() -> None:
 
 
 def test_losses_alone_are_enough() -> None:
-    loop = Loop(kinds=None)
+    loop = Loop(tasks=None)
     ids, dense, labels = loop.batch()
     losses = loop.losses(loop.model(ids, dense), labels)
     sum(losses.values(), torch.zeros(())).backward()
@@ -425,7 +425,7 @@ class Batches:
         torch.manual_seed(0)
         self.model = nn.Linear(8, 1)
         self.optimizer = torch.optim.Adagrad(self.model.parameters(), 0.02)
-        self.monitor = Monitor(self.model, self.optimizer, kinds={"click": "binary"}, **options)
+        self.monitor = Monitor(self.model, self.optimizer, tasks={"click": "binary"}, **options)
         self.shown: list[Any] = []
         self.alarms: list[Any] = []
 
@@ -522,7 +522,7 @@ def test_no_number_is_read_in_the_step_that_it_is_of(make: Make) -> None:
         with torch.device(DEVICE):
             model = Model(sparse=False)
         optimizer = make(model.parameters())
-        monitor = Monitor(model, optimizer, kinds=KINDS)
+        monitor = Monitor(model, optimizer, tasks=KINDS)
         labels = {task: torch.empty(9, device=DEVICE) for task in KINDS}
         outputs = model(torch.zeros(9, dtype=torch.int64, device=DEVICE), torch.empty(9, 2, device=DEVICE))
         losses = {task: (output[:, 0] - labels[task]).square().mean() for task, output in outputs.items()}
@@ -608,7 +608,7 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "every": (ValueError, "every is 0; expected a whole number, 1 or above", {"every": 0}),
     "refresh": (ValueError, "refresh is 2.5", {"refresh": 2.5}),
     "rows": (ValueError, "rows is -1", {"rows": -1}),
-    "kind": (ValueError, "'ranking' is not a valid TaskKind", {"kinds": {"a": "ranking"}}),
+    "kind": (ValueError, "'ranking' is not a valid TaskKind", {"tasks": {"a": "ranking"}}),
     "rule": (TypeError, "what_if is the class Clippy; expected an object", {"what_if": [Clippy]}),
     "layers": (ValueError, "layers has the pattern 'botom.*', which matches no parameter", {"layers": ["botom.*"]}),
     "optimizers": (ValueError, "optimizers is empty", {"optimizers": []}),
@@ -628,7 +628,7 @@ def test_wrong_arguments_are_refused(wrong: tuple[type[Exception], str, dict[str
 
 
 def test_labels_of_an_unknown_kind_are_refused() -> None:
-    loop = Loop(kinds={"click": "binary"})
+    loop = Loop(tasks={"click": "binary"})
     with pytest.raises(ValueError, match="'sales', whose kind is not known"):
         loop.step()
 
@@ -665,7 +665,7 @@ def watched_to_the_end(loop: Loop) -> None:
 def test_a_sink_that_fails_is_told_once_and_ends_no_training() -> None:
     loop = Loop()
     loop.step()  # torch's own warning comes here
-    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, sinks=[Failing(), loop.keep])
+    loop.monitor = Monitor(loop.model, loop.optimizers, tasks=KINDS, sinks=[Failing(), loop.keep])
     with pytest.warns(RuntimeWarning) as told:
         watched_to_the_end(loop)
     assert [str(warning.message).split(" failed")[0] for warning in told] == [
@@ -683,7 +683,7 @@ def test_an_attribution_that_fails_ends_no_training() -> None:
         raise RuntimeError("out of memory")
 
     loop = Loop()
-    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, sinks=[], attribute=fails)
+    loop.monitor = Monitor(loop.model, loop.optimizers, tasks=KINDS, sinks=[], attribute=fails)
 
     def spoil(labels: dict[str, Tensor]) -> None:
         labels["sales"].fill_(math.inf)
@@ -696,7 +696,7 @@ def test_an_attribution_that_fails_ends_no_training() -> None:
 
 def test_a_full_disk_under_a_monitor_ends_no_training(tmp_path: Path) -> None:
     loop = Loop()
-    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, folder=tmp_path, every=2)
+    loop.monitor = Monitor(loop.model, loop.optimizers, tasks=KINDS, folder=tmp_path, every=2)
     for _ in range(4):
         loop.step()
     loop.monitor.flush()
@@ -707,7 +707,7 @@ def test_a_full_disk_under_a_monitor_ends_no_training(tmp_path: Path) -> None:
 
 def test_a_checkpoint_finds_the_rows_before_it_on_the_disk_and_going_on_from_it_has_them_once(tmp_path: Path) -> None:
     loop = Loop()
-    loop.monitor = Monitor(loop.model, loop.optimizers, kinds=KINDS, folder=tmp_path)
+    loop.monitor = Monitor(loop.model, loop.optimizers, tasks=KINDS, folder=tmp_path)
     for _ in range(4):
         loop.step()
     state = loop.monitor.state_dict()
@@ -716,7 +716,7 @@ def test_a_checkpoint_finds_the_rows_before_it_on_the_disk_and_going_on_from_it_
         loop.step()
     loop.monitor.flush()  # and then it is killed
     again = Loop()
-    again.monitor = Monitor(again.model, again.optimizers, kinds=KINDS, folder=tmp_path)
+    again.monitor = Monitor(again.model, again.optimizers, tasks=KINDS, folder=tmp_path)
     again.monitor.load_state_dict(state)
     for _ in range(4):
         again.step()

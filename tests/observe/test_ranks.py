@@ -27,7 +27,7 @@ def train(rank: int, folder: str) -> None:
     model = DistributedDataParallel(nn.Linear(4, 1))
     optimizer = ClippyAdagrad(model.parameters(), 0.1)
     sinks = [lambda step, values: Path(folder, f"run{rank}").touch()]
-    monitor = Monitor(model.module, optimizer, kinds={"click": "binary"}, sinks=sinks, every=10)
+    monitor = Monitor(model.module, optimizer, tasks={"click": "binary"}, sinks=sinks, every=10)
     torch.manual_seed(rank)
     seen: list[dict[str, Any]] = []
     for step in range(STEPS):

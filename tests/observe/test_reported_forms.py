@@ -31,7 +31,7 @@ class Loop:
         self.monitor = Monitor(
             self.model,
             self.optimizer,
-            kinds=KINDS,
+            tasks=KINDS,
             sinks=[lambda _, row: self.rows.append(dict(row))],
             **(telling or {}),
         )

@@ -312,7 +312,7 @@ def regression(folder: Path, make: Callable[[nn.Module], Optimizer], fault: int 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
     optimizer, generator = make(model), torch.Generator().manual_seed(1)
-    monitor = surefoot.Monitor(model, optimizer, kinds={"y": "regression"}, what_if=())
+    monitor = surefoot.Monitor(model, optimizer, tasks={"y": "regression"}, what_if=())
     recovery = Recovery(model, optimizer, folder, monitor=monitor)
     loss = torch.zeros(())
     for step in range(240):

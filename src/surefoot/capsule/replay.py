@@ -217,7 +217,8 @@ def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str,
 
 def take(training: Training, watch: Watch, step: int, batch: Plain) -> Seen:
     """Take one step, and read what it showed."""
-    losses = {name: float(loss) for name, loss in training.step(batch).items()}
+    shown = training.step(batch)
+    losses = {name: float(loss.detach() if isinstance(loss, Tensor) else loss) for name, loss in shown.items()}
     norms = layer_norms(training.model.named_parameters()) if training.norms is None else training.norms()
     return Seen(step, losses, {name: float(norm) for name, norm in norms.items()}, watch.take())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,15 @@ class _Step:
     note: dict[str, Any]
     generators: dict[str, Any]
     observed: tuple[tuple[str, ...], tuple[str, ...], list[Tensor]] | None = None  # names of losses, of norms, values
+
+
+@dataclass
+class _Open:
+    """A step that has begun, and whose batch is not known yet."""
+
+    item: _Step
+    start: _Segment | None  # if it is the first step of a segment
+    nbytes: int  # of the step
 
 
 class Ring:
@@ -128,13 +137,16 @@ class Ring:
         self._segments: deque[_Segment] = deque()
         self._generators_size = snapshot.size_of(snapshot.random_state())
         self._pending: _Pending | None = None
+        self._open: _Open | None = None
         self._recorded = 0
+        self._batch_size = 0  # until the first is seen
         self._observed_size = 8 * snapshot.TENSOR_OVERHEAD  # until the first is seen
 
     @property
     def nbytes(self) -> int:
         """How many bytes the ring takes now; never more than ``max_bytes``."""
-        return sum(segment.nbytes for segment in self._segments)
+        opened = 0 if self._open is None else self._open.nbytes + (self._open.start.nbytes if self._open.start else 0)
+        return opened + sum(segment.nbytes for segment in self._segments)
 
     @property
     def steps(self) -> range:
@@ -142,7 +154,6 @@ class Ring:
         kept = [item.step for segment in self._segments for item in segment.steps]
         return range(kept[0], kept[-1] + 1) if kept else range(0)
 
-    @torch.no_grad()
     def record(
         self,
         step: int,
@@ -151,7 +162,7 @@ class Ring:
         rows: Tensor | None = None,
         note: Mapping[str, float | int | str] | None = None,
     ) -> None:
-        """Keep what a step starts from; call it before anything of the step draws a random number.
+        """Keep what a step starts from, and its batch; call it before anything of the step draws a random number.
 
         Args:
             step: its number, above the last one's.
@@ -161,26 +172,52 @@ class Ring:
                 and the ids name its rows.
             note: numbers and words to find again in the capsule, such as the day.
         """
-        if batch is None and rows is None:
-            raise ValueError("batch and rows are both None; expected one of them")
-        if self._segments and self._segments[-1].steps[-1].step >= step:
-            raise ValueError(f"step is {step}; expected one above {self._segments[-1].steps[-1].step}, the last one")
-        need = snapshot.size_of((batch, rows, dict(note or {}))) + _STEP_OVERHEAD
-        if not self._start_segment(need + self._generators_size):
+        _check_given(batch, rows)
+        self._begin(step, dict(note or {}), snapshot.size_of((batch, rows)))
+        self.attach(batch, rows=rows)
+
+    def begin(self, step: int, *, note: Mapping[str, float | int | str] | None = None) -> None:
+        """Keep what a step starts from, where its batch is not known yet; ``attach`` gives the batch before
+        ``observe``.
+
+        Without ``attach`` the step is not kept, and a second call begins again.
+
+        Args:
+            step: its number, above that of the last step kept.
+            note: as for ``record``.
+        """
+        self._begin(step, dict(note or {}), self._batch_size)
+
+    @torch.no_grad()
+    def attach(
+        self, batch: Plain = None, *, rows: Tensor | None = None, note: Mapping[str, float | int | str] | None = None
+    ) -> None:
+        """Give the step that was begun its batch, which must not have changed since the step began.
+
+        Args:
+            batch: as for ``record``.
+            rows: as for ``record``.
+            note: is added to that of ``begin``.
+        """
+        _check_given(batch, rows)
+        if (opened := self._open) is None:
+            return  # a step too large to keep
+        segment = self._segments[-1] if opened.start is None else opened.start
+        size = snapshot.size_of((batch, rows)) + snapshot.size_of(dict(note or {}))
+        room = opened.nbytes + size + self._observed_size
+        if segment.nbytes + room > (self._max_bytes if opened.start is None else self._max_bytes // 2):
+            self._refuse(segment.nbytes, room)
             return
-        segment = self._segments[-1]
-        every = self._draws is Draws.ALL or not segment.steps
-        generators = snapshot.random_state() if every else snapshot.torch_random_state()
-        need += snapshot.size_of(generators)
-        self._make_room(need)
-        try:
-            batch, rows = snapshot.host_copy(batch, "batch"), snapshot.host_copy(rows, "rows")
-        except TypeError:
-            if not segment.steps:  # no segment is without a step
-                self._segments.pop()
-            raise
-        segment.steps.append(_Step(step, batch, rows, dict(note or {}), generators))
-        segment.nbytes += need
+        self._make_room(size)
+        self._open = None
+        item = opened.item
+        item.batch, item.rows = snapshot.host_copy(batch, "batch"), snapshot.host_copy(rows, "rows")
+        item.note |= note or {}
+        if opened.start is not None:
+            self._segments.append(segment)
+        segment.steps.append(item)
+        segment.nbytes += opened.nbytes + size
+        self._batch_size = size
         self._recorded += 1
         while self._pending is None and self._covered(1) >= self._least:
             self._segments.popleft()
@@ -237,7 +274,7 @@ class Ring:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()  # copies may still be under way
         last = self._segments[-1].steps[-1]
-        digests = capsule_files.digests(self._model) if last.observed is not None else None
+        digests = capsule_files.digests(self._model) if last.observed is not None and self._open is None else None
         contents = Contents(
             alarm=dict(alarm) if alarm is not None else None,
             facts=snapshot.facts(),
@@ -275,31 +312,55 @@ class Ring:
         """Forget everything, after ``flush``: the next step, of any number, starts from a new snapshot."""
         self.flush()
         self._segments.clear()
+        self._open = None
 
-    def _start_segment(self, need: int) -> bool:
-        """Take a snapshot if it is time to; return False if the step is too large to be kept at all."""
+    def close(self) -> None:
+        """Write what ``write_later`` still waits with. Harmless when repeated."""
+        self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @torch.no_grad()
+    def _begin(self, step: int, note: dict[str, Any], batch_size: int) -> None:
+        """Begin a step whose batch takes about so many bytes."""
+        self._open = None
+        if self._segments and self._segments[-1].steps[-1].step >= step:
+            raise ValueError(f"step is {step}; expected one above {self._segments[-1].steps[-1].step}, the last one")
         current = self._segments[-1] if self._segments else None
         half = self._max_bytes // 2
-        room = need + self._observed_size
+        size = snapshot.size_of((note,)) + _STEP_OVERHEAD
+        room = size + batch_size + self._generators_size + self._observed_size
         early = self._recorded < 2  # optimizers make their states in the first step
         due = current is None or len(current.steps) >= self._every or current.nbytes + room > half
-        if not (due or early):
-            return True
-        state = snapshot.live_state(self._model, self._optimizers, self._others)
-        size = snapshot.size_of(state)
-        if size + room > half:
-            if early:
-                raise ValueError(
-                    f"max_bytes is {self._max_bytes}; expected at least {2 * (size + room)}, for two snapshots of "
-                    f"{size} bytes, each with a batch"
-                )
-            self.clear()
-            _warn(f"a step is not kept: it takes {room} bytes, and {size} its snapshot, of max_bytes {self._max_bytes}")
-            return False
-        if due:
-            self._make_room(size + room)
-            self._segments.append(_Segment(snapshot.host_copy(state, "state"), size))
-        return True
+        start = None
+        if due or early:
+            state = snapshot.live_state(self._model, self._optimizers, self._others)
+            nbytes = snapshot.size_of(state)
+            if nbytes + room > half:
+                self._refuse(nbytes, room)
+                return
+            if due:
+                self._make_room(nbytes + room)
+                start = _Segment(snapshot.host_copy(state, "state"), nbytes)
+        every = self._draws is Draws.ALL or start is not None
+        generators = snapshot.random_state() if every else snapshot.torch_random_state()
+        size += snapshot.size_of(generators)
+        self._make_room(size + (0 if start is None else start.nbytes))
+        self._open = _Open(_Step(step, None, None, note, generators), start, size)
+
+    def _refuse(self, size: int, room: int) -> None:
+        """Keep no step that takes ``room`` bytes beside a segment of ``size``; refuse the limit if it is the first."""
+        if self._recorded < 2:
+            raise ValueError(
+                f"max_bytes is {self._max_bytes}; expected at least {2 * (size + room)}, for two snapshots of "
+                f"{size} bytes, each with a batch"
+            )
+        self.clear()
+        _warn(f"a step is not kept: it takes {room} bytes, and {size} its snapshot, of max_bytes {self._max_bytes}")
 
     def _covered(self, first: int) -> int:
         return sum(len(segment.steps) for segment in list(self._segments)[first:])
@@ -308,6 +369,11 @@ class Ring:
         while self._segments and self.nbytes + need > self._max_bytes:
             self.flush()
             self._segments.popleft()
+
+
+def _check_given(batch: Plain, rows: Tensor | None) -> None:
+    if batch is None and rows is None:
+        raise ValueError("batch and rows are both None; expected one of them")
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,7 @@ class Monitor:
     Args:
         model: gives the parameters their names.
         optimizers: one or several: surefoot's, torch's, with or without ``clip_updates``.
-        kinds: ``"binary"`` or ``"regression"`` for each task whose labels are given. The loss of a binary task is the
+        tasks: ``"binary"`` or ``"regression"`` for each task whose labels are given. The loss of a binary task is the
             log-loss in nats, a regression task's the squared error.
         outputs: what the outputs of binary tasks are: ``"logits"`` or ``"probabilities"``; None finds out from the
             losses of the first steps, and warns if they are probabilities.
@@ -87,7 +87,7 @@ class Monitor:
     >>> import torch, surefoot
     >>> model = torch.nn.Linear(4, 1)
     >>> optimizer = surefoot.ClippyAdagrad(model.parameters(), lr=0.1)
-    >>> monitor = Monitor(model, optimizer, kinds={"click": "binary"})
+    >>> monitor = Monitor(model, optimizer, tasks={"click": "binary"})
     >>> x, y = torch.ones(8, 4), torch.tensor([0.0, 1.0] * 4)
     >>> for _ in range(3):
     ...     logits = model(x).squeeze(1)
@@ -106,7 +106,7 @@ class Monitor:
         model: nn.Module,
         optimizers: Optimizer | Sequence[Optimizer],
         *,
-        kinds: Mapping[str, TaskKind | str] | None = None,
+        tasks: Mapping[str, TaskKind | str] | None = None,
         outputs: Outputs | str | None = None,
         losses: Losses | str | None = None,
         masked: Collection[str] = (),
@@ -123,10 +123,10 @@ class Monitor:
         several = unwrapped(optimizers)
         _check(model, several, every=every, refresh=refresh, rows=rows)
         self.every, self.refresh = every, refresh
-        self.kinds = {task: TaskKind(kind) for task, kind in (kinds or {}).items()}
+        self.tasks = {task: TaskKind(kind) for task, kind in (tasks or {}).items()}
         self._masked = frozenset(masked)
         self._forms = Forms(outputs, losses)
-        self._binary = {task: kind is TaskKind.BINARY for task, kind in self.kinds.items()}
+        self._binary = {task: kind is TaskKind.BINARY for task, kind in self.tasks.items()}
         self.detector = Detector() if detector is None else detector
         self.rules = tuple(kind() for kind in ALL if kind is not NoClip) if what_if is None else tuple(what_if)
         for rule in self.rules:
@@ -219,6 +219,12 @@ class Monitor:
             watch.remove()
         self._tell_sinks("close")
         return self.detector.finish(self._step, scores)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def flush(self) -> None:
         """Let the sinks write all rows, the last step's too; ``state_dict`` does so, for a run that goes on from it."""
@@ -352,7 +358,7 @@ class Monitor:
 
     def _values_of(self, step: int, found: list[tuple[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
         """Return what a step's record says, by kind and key."""
-        values = interpreted(found, self._binary, self._masked, self._forms.sums(self.kinds))
+        values = interpreted(found, self._binary, self._masked, self._forms.sums(self.tasks))
         return {name: value for name, value in values.items() if step >= self._scored_from or name[0] not in SCORES}
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
@@ -385,7 +391,7 @@ class Monitor:
         for task in tasks:
             if task not in self._binary:
                 raise ValueError(
-                    f"labels has {task!r}, whose kind is not known; expected kinds={{{task!r}: 'binary'}}, say"
+                    f"labels has {task!r}, whose kind is not known; expected tasks={{{task!r}: 'binary'}}, say"
                 )
         binary = tuple(self._binary[task] for task in tasks)
         if self._last_kinds is None or (self._last_kinds.binary, self._last_kinds.mask.device) != (binary, device):

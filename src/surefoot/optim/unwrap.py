@@ -18,6 +18,13 @@ _WITHIN = {
     "CombinedOptimizer": "_optims",  # several, each with its key
 }
 
+_MODEL_WITHIN = {
+    "DistributedDataParallel": "module",  # accelerate's too
+    "DataParallel": "module",
+    "OptimizedModule": "_orig_mod",  # torch.compile's
+    "_FabricModule": "module",
+}
+
 
 def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimizers") -> list[Optimizer]:
     """Return the optimizers that take the steps, with the wrappers of other libraries taken off.
@@ -44,6 +51,18 @@ def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimize
         for group in optimizer.param_groups:
             refuse_sharded(name, group["params"], group.get("param_names", ()))
     return found
+
+
+def unwrapped_model(model: nn.Module) -> nn.Module:
+    """Return the model within the wrappers of torch (``DistributedDataParallel``, ``compile``), and of Fabric.
+
+    >>> inner = nn.Linear(1, 1)
+    >>> unwrapped_model(nn.DataParallel(inner)) is inner
+    True
+    """
+    while (place := _MODEL_WITHIN.get(type(model).__name__)) is not None:
+        model = getattr(model, place)
+    return model
 
 
 def in_backward(model: nn.Module) -> list[Optimizer]:

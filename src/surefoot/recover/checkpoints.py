@@ -118,6 +118,12 @@ class Checkpoints:
         """Tag all pending checkpoints of more than ``after`` steps suspect."""
         self._tag(Tag.SUSPECT, [entry for entry in self.entries() if entry.step > after])
 
+    def delete(self, after: int) -> None:
+        """Delete all checkpoints of more than ``after`` steps."""
+        for entry in self.entries():
+            if entry.step > after:
+                entry.path.unlink()
+
     def entries(self) -> list[Entry]:
         """Return what is there, oldest first, damaged files included."""
         if not self.folder.is_dir():

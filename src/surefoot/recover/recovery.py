@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -120,7 +120,8 @@ class Recovery:
         self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
         self.journal = Journal(Path(folder) / "events.jsonl")
         self._model, self._optimizers, self._loader = model, stepped, loader
-        self._on_roll_back = on_roll_back
+        self.on_roll_back = on_roll_back
+        self.beside: dict[str, Stateful] = {}  # what checkpoints hold too, and only ``resume`` gives back
         if monitor is not None and detector is not None:
             raise ValueError("monitor and detector are both given; expected one: a monitor has its detector")
         self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
@@ -128,7 +129,7 @@ class Recovery:
         self._throttle = Throttle(stepped)
         self._throttle.on_end = self._end_step
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
-        self._done = Action.NONE  # about the last of those
+        self._done = Action.NONE  # about the last step
         apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
         self._skips = SkipRung(several) if several and ladder.skip else None
         self._skips_apart = [SkipRung(each) for each in apart if ladder.skip]
@@ -147,6 +148,11 @@ class Recovery:
     def steps(self) -> int:
         """Steps taken, those that were rolled back and those held included: the batches that have gone by."""
         return self._state.steps
+
+    @property
+    def action(self) -> Action:
+        """What was done about the last step that has ended; ``Action.STOP`` ever after a stop."""
+        return Action.STOP if self._state.stopped else self._done
 
     @property
     def rate_factor(self) -> float:
@@ -170,8 +176,10 @@ class Recovery:
             return 0
         state = self.checkpoints.load(path)
         restore_state(state, self._model, self._optimizers, loader=self._loader, **self._parts)
-        saved = state["recovery"]
-        self._state = State(**{**saved, "rung": Action(saved["rung"])})
+        for name, each in self.beside.items():
+            if name in state.get("beside", {}):
+                each.load_state_dict(state["beside"][name])
+        self._state = _state_of(state["recovery"])
         self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
         self._throttle.factor = self._state.factor
         self._forget_step()
@@ -203,7 +211,8 @@ class Recovery:
         if self._throttle.in_step:
             self._waiting.append(alarm)
             return self._done
-        return self._act(alarm)
+        self._act(alarm)
+        return self._done
 
     def before_backward(self, loss: Tensor) -> bool:
         """Say whether a step may be taken on a loss: whether it is finite, on all ranks. It waits for the device.
@@ -222,18 +231,47 @@ class Recovery:
         return not bad
 
     def close(self) -> None:
-        """Take the hooks off the optimizers."""
+        """Take the hooks off the optimizers. Harmless when repeated."""
         self._throttle.remove()
         for rung in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
             rung.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where on the ladder the run is, for a trainer that saves model, optimizers and the rest itself."""
+        return self._numbers()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, with model, optimizers and the rest as they were then: a checkpoint is made of them.
+
+        Checkpoints of later steps, by a run that was interrupted, are deleted.
+        """
+        self._must_resume = False
+        self._state = _state_of(state)
+        self._state.pending = [step for step in self._state.pending if step <= self._state.steps]
+        self._throttle.factor = self._state.factor
+        self._forget_step()
+        try:
+            self.checkpoints.delete(after=self._state.steps)
+        except OSError as error:
+            self._tell_failed(error)
+        self._save()
 
     def _end_step(self) -> None:
         """Act on what was told in the middle of the step that has just ended."""
         waiting, self._waiting = self._waiting, []
         for alarm in waiting:
-            self._done = self._act(alarm)
+            self._act(alarm)
 
-    def _act(self, alarm: Alarm | None) -> Action:
+    def _act(self, alarm: Alarm | None) -> None:
+        self._done = self._decide(alarm)
+
+    def _decide(self, alarm: Alarm | None) -> Action:
         state = self._state
         state.steps += 1
         if state.stopped:
@@ -336,7 +374,11 @@ class Recovery:
 
     def _collect(self) -> dict[str, Any]:
         state = collect_state(self._model, self._optimizers, loader=self._loader, **self._parts)
-        return {**state, "recovery": {**asdict(self._state), "rung": self._state.rung.value}}
+        beside = {name: each.state_dict() for name, each in self.beside.items()}
+        return {**state, "recovery": self._numbers(), "beside": beside}
+
+    def _numbers(self) -> dict[str, Any]:
+        return {**asdict(self._state), "rung": self._state.rung.value}
 
     # When something is
 
@@ -394,7 +436,7 @@ class Recovery:
     def _roll_back(self, how: RollBack, path: Path, reason: str, *, at_once: bool) -> Action:
         """Put everything but the loader back, and look at the next batches first."""
         state, back_to = self._state, step_of(path)
-        self._on_roll_back()
+        self.on_roll_back()
         saved = self.checkpoints.load(path)
         if self._monitor is not None:
             saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
@@ -562,3 +604,7 @@ class Recovery:
 
     def _log(self, event: str, **details: Any) -> None:
         self.journal.tell(event, **{"step": self._state.steps - 1, **details})
+
+
+def _state_of(saved: Mapping[str, Any]) -> State:
+    return State(**{**saved, "rung": Action(saved["rung"])})

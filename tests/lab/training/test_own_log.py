@@ -22,7 +22,7 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.models.ranker import LinearRanker
 from surefoot.lab.sources import synthetic
 from surefoot.lab.study.config import RunConfig
-from surefoot.lab.study.trial import assemble, make_care
+from surefoot.lab.study.trial import assemble, make_supervisor
 from surefoot.lab.training.loop import Run, take_step, train
 from surefoot.observe.streaming_metrics import ENOUGH
 from surefoot.tasks import TaskKind
@@ -43,6 +43,7 @@ WATCHED = CONFIG.model_copy(
 
 def run(log: Log, config: RunConfig, folder: Path, *, detector: Detector | None = None) -> Run:
     parts = assemble(config, log)
+    supervisor, progress = make_supervisor(config, parts, folder) or (None, None)
     return train(
         parts.model,
         parts.window,
@@ -51,7 +52,8 @@ def run(log: Log, config: RunConfig, folder: Path, *, detector: Detector | None 
         detector=detector or Detector(),
         layers=parts.layers,
         schedulers=[parts.scheduler],
-        care=make_care(config, parts, folder),
+        supervisor=supervisor,
+        progress=progress,
     )
 
 

@@ -38,7 +38,6 @@ from surefoot.lab.settings import dump, load
 from surefoot.lab.sources import completejourney, synthetic
 from surefoot.lab.study.claim import RUN_LOCK
 from surefoot.lab.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig
-from surefoot.lab.training.care import Care, described
 from surefoot.lab.training.loop import Run, train, warm_up
 from surefoot.lab.training.progress import Progress
 from surefoot.observe.monitor import Monitor
@@ -49,6 +48,7 @@ from surefoot.optim.nonfinite import NonFinite
 from surefoot.recover.journal import Journal
 from surefoot.recover.journal import read as read_journal
 from surefoot.recover.recovery import Recovery
+from surefoot.supervisor import Supervisor, described
 
 _CONFIG, _JOURNAL, _WATCHED = "config.toml", "events.jsonl", "monitor"
 
@@ -188,8 +188,8 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     log = load_log(config.data)
     parts = assemble(config, log)
     make_folder(folder)  # before anything is trained that could not be kept
-    care = make_care(config, parts, folder)
-    detector = Detector() if care is None else care.monitor.detector
+    supervisor, progress = make_supervisor(config, parts, folder) or (None, None)
+    detector = Detector()
     last = len(log.days) - 1
     started = time.perf_counter()
     try:
@@ -203,21 +203,22 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
             schedulers=[parts.scheduler],
             curve_day=last if config.until == "final" else None,
             on_step=on_step,
-            care=care,
+            supervisor=supervisor,
+            progress=progress,
         )
     except BaseException:
-        if care is not None:
-            care.monitor.flush()  # what was seen is what one wants to know now
+        if supervisor is not None and supervisor.monitor is not None:
+            supervisor.monitor.flush()  # what was seen is what one wants to know now
         raise
-    events = detector.events if care is None else care.events
+    events = detector.events if supervisor is None else supervisor.events
     result = _result(run, events, seconds=time.perf_counter() - started)
     _write(folder, config, run)
-    if care is None:
+    if supervisor is None:
         _write_journal(folder / _JOURNAL, events, run.never_learnt, result)
     else:
         for task in run.never_learnt:
-            care.journal.write("never_learnt", task=task)
-        care.journal.write("finished", **result)
+            supervisor.journal.write("never_learnt", task=task)
+        supervisor.journal.write("finished", **result)
     finished = read_result(folder)
     assert finished is not None
     return finished
@@ -255,8 +256,10 @@ def _days(config: RunConfig, log: Log | PreparedLog) -> int:
     return len(log.days) - (1 if config.until == "final" else 2)
 
 
-def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
-    """Return what looks after the run, None if the configuration asks for nothing; its files are in the folder."""
+def make_supervisor(config: RunConfig, parts: Parts, folder: Path) -> tuple[Supervisor, Progress] | None:
+    """Return what watches the run, and how far that is, None if the configuration asks for nothing; its files are in
+    the folder.
+    """
     if config.monitor is None and config.recovery is None:
         return None
     settings, tasks = config.monitor or MonitorConfig(), parts.window.log.schema.tasks
@@ -266,7 +269,7 @@ def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
     monitor = Monitor(
         parts.model,
         parts.optimizers,
-        kinds={task.name: task.kind for task in tasks if task.judged},
+        tasks={task.name: task.kind for task in tasks if task.judged},
         masked=[task.name for task in tasks if task.masked],
         folder=folder / _WATCHED,
         every=settings.every,
@@ -283,30 +286,33 @@ def make_care(config: RunConfig, parts: Parts, folder: Path) -> Care | None:
             max_bytes=limit,
             max_disk_bytes=limit,
         )
-    care = Care(
-        monitor,
-        Journal(folder / _JOURNAL),
-        ring=ring,
-        capsules=folder / "capsules",
-        config=dump(config),
-        progress=Progress(parts.window.stream(_days(config, parts.window.log))),
-    )
+    progress = Progress(parts.window.stream(_days(config, parts.window.log)))
+    recovery = None
     if config.recovery is not None:
-        care.recovery = Recovery(
+        recovery = Recovery(
             parts.model,
             parts.optimizers,
             folder,
             ladder=config.recovery.ladder(),
             monitor=monitor,
             schedulers=[parts.scheduler],
-            loader=care.progress,
+            loader=progress,
             every=config.recovery.every,
             keep=config.recovery.keep,
-            on_roll_back=ring.clear if ring is not None else lambda: None,
         )
-        if going_on:
-            care.resume()
-    return care
+    supervisor = Supervisor(
+        parts.model,
+        parts.optimizers,
+        folder,
+        monitor=monitor,
+        recovery=recovery,
+        ring=ring,
+        config=dump(config),
+        on_alarm=lambda alarm: None,  # the journal has it
+    )
+    if going_on:
+        supervisor.resume()
+    return supervisor, progress
 
 
 def total_steps(config: RunConfig) -> int:

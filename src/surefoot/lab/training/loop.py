@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,26 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from surefoot.detect.detector import Detector, FreshScore, Signals, Verdict
 from surefoot.lab.data.schema import Batch, Task
-from surefoot.lab.data.sliding_window import MovingWindow
+from surefoot.lab.data.sliding_window import MovingWindow, Stream
 from surefoot.lab.metrics import evaluate
 from surefoot.lab.models.ranker import loss_weights, task_losses
-from surefoot.lab.training.care import Care, Seen
 from surefoot.lab.training.progress import Progress, Row
 from surefoot.observe.streaming_metrics import ENOUGH, UsualRows
 from surefoot.optim.adagrad import Adagrad
 from surefoot.recover.policy import Action
+from surefoot.supervisor import Supervisor
 from surefoot.tasks import TaskKind
 
 _EVALUATION_ROWS = 8192
 _Told = tuple[Row, bool]  # a step's row, and whether it is of few rows
+
+
+class Seen(NamedTuple):
+    """What a model showed of a batch, before the step on it."""
+
+    outputs: Tensor  # (rows, tasks)
+    losses: Tensor  # (tasks,)
+    relative_losses: Tensor  # (tasks,): each over that of the best constant prediction on these rows; 0: too few count
 
 
 @dataclass
@@ -64,7 +73,8 @@ def train(
     schedulers: Iterable[LRScheduler] = (),
     curve_day: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-    care: Care | None = None,
+    supervisor: Supervisor | None = None,
+    progress: Progress | None = None,
 ) -> Run:
     """Train on the log's first ``days`` day partitions, in order; score each before it enters, and the next one last.
 
@@ -80,23 +90,23 @@ def train(
         schedulers: stepped once a step.
         curve_day: a partition to score after every day, for a figure; nothing may be chosen by it.
         on_step: called after each step with its number, for a progress bar.
-        care: a monitor, and what acts on its alarms; its detector judges the run then, not ``detector``. If it has gone
-            on from a checkpoint, so does the run.
+        supervisor: watches the run and acts on alarms; its detector judges the run then, not ``detector``.
+        progress: how far the run is, if it goes on from a checkpoint.
 
     Raises:
         ValueError: if there are not more than ``days`` partitions, or ``days`` is below 1.
     """
     if not 1 <= days < len(window.log.days):
         raise ValueError(f"days is {days}; expected 1 to {len(window.log.days) - 1}, to leave a day to score")
-    progress = Progress(window.stream(days)) if care is None or care.progress is None else care.progress
+    progress = Progress(window.stream(days)) if progress is None else progress
     run, step = Run(progress.steps, progress.next_day, progress.curve), len(progress.steps)
+    if supervisor is not None and supervisor.monitor is not None:
+        detector = supervisor.monitor.detector
     tasks = window.log.schema.tasks
     judged = [task for task in tasks if task.judged]
     recorder, usual = _Recorder(tasks, list(layers), run.steps), UsualRows()
     progress.pending = recorder.peek
     for day, batch in _day_by_day(model, progress, run, curve_day):
-        if care is not None:
-            care.before(step, day, progress.stream)
         seen = take_step(model, batch, optimizers, tasks)
         factors = _mean_factors(optimizers[0], layers.values())
         rate = float(optimizers[0].param_groups[0]["lr"])
@@ -104,8 +114,8 @@ def train(
             scheduler.step()
         few = usual.are_few(len(batch.labels))
         previous = recorder.exchange(step, day, rate, torch.cat([seen.losses, seen.relative_losses, factors]), few=few)
-        if care is not None:
-            run.stopped_early = care.after(step, tasks, batch, seen) is Action.STOP
+        if supervisor is not None:
+            run.stopped_early = _supervise(supervisor, tasks, batch, seen, day, progress.stream) is Action.STOP
         elif previous is not None:
             run.stopped_early = _diverged(detector, *previous, judged)
         on_step(step)
@@ -113,15 +123,14 @@ def train(
         if run.stopped_early:
             break
     last = recorder.flush()
-    if last and care is None and not run.stopped_early:
+    if last and supervisor is None and not run.stopped_early:
         _diverged(detector, *last, judged)
     if run.stopped_early:
         _end_day(model, window, run, int(run.steps[-1]["day"]), curve_day)
     run.next_day.append(_score_day(model, window, days))
     fresh = {task.name: _fresh_score(task, run.final) for task in judged}
-    run.verdict = detector.finish(step, fresh) if care is None else care.finish(run.stopped_early, fresh)
-    judge = detector if care is None else care.monitor.detector
-    run.never_learnt = [task for task in judge.never_learnt if not fresh[task].auc_low > 0.5]
+    run.verdict = detector.finish(step, fresh) if supervisor is None else supervisor.close(fresh)
+    run.never_learnt = [task for task in detector.never_learnt if not fresh[task].auc_low > 0.5]
     return run
 
 
@@ -148,6 +157,26 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     for optimizer in optimizers:
         optimizer.step()
     return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))
+
+
+def _supervise(
+    supervisor: Supervisor, tasks: tuple[Task, ...], batch: Batch, seen: Seen, day: int, stream: Stream
+) -> Action:
+    """Let a step be judged: by the judged tasks; a capsule keeps the losses and relative losses of all."""
+    names, judged = [task.name for task in tasks], [task.name for task in tasks if task.judged]
+    losses = dict(zip(names, seen.losses.unbind(), strict=True))
+    relative = zip(names, seen.relative_losses.unbind(), strict=True)
+    outputs = dict(zip(names, seen.outputs.unbind(1), strict=True))
+    labels = dict(zip(names, batch.labels.unbind(1), strict=True))
+    index = stream.position[1] - 1 if stream.position[0] == day else stream.window.steps(day) - 1
+    return supervisor.step(
+        {name: losses[name] for name in judged},
+        outputs={name: outputs[name] for name in judged},
+        labels={name: labels[name] for name in judged},
+        rows=stream.rows,
+        note={"day": day, "index": index},
+        shown=losses | {f"relative_loss/{name}": value for name, value in relative},
+    )
 
 
 def _day_by_day(model: nn.Module, progress: Progress, run: Run, curve_day: int | None) -> Iterator[tuple[int, Batch]]:

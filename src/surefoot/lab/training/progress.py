@@ -1,12 +1,11 @@
 """How far a run is: all that weights, optimizers and detector do not know of it, so that it goes on where it was."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from surefoot.detect.detector import Event, Verdict
 from surefoot.lab.data.sliding_window import Stream
 
 Row = dict[str, float | int | str]
@@ -23,7 +22,6 @@ class Progress:
         steps: a row for each step.
         next_day: a row for each day scored.
         curve: a row for each day after which the curve's day was scored.
-        saved: divergences that the detector forgets when it goes back.
         pending: gives the row of the last step where ``steps`` does not have it yet.
     """
 
@@ -32,7 +30,6 @@ class Progress:
     steps: list[Row] = field(default_factory=list)
     next_day: list[Row] = field(default_factory=list)
     curve: list[Row] = field(default_factory=list)
-    saved: list[Event] = field(default_factory=list)
     pending: Callable[[], Row | None] = lambda: None
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,7 +41,6 @@ class Progress:
             "steps": _packed([*self.steps, last] if last is not None else self.steps),
             "next_day": [dict(row) for row in self.next_day],
             "curve": [dict(row) for row in self.curve],
-            "saved": [{**asdict(event), "verdict": event.verdict.value} for event in self.saved],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -53,7 +49,6 @@ class Progress:
         self.today = state["today"]
         self.steps[:] = _unpacked(state["steps"])
         self.next_day[:], self.curve[:] = state["next_day"], state["curve"]
-        self.saved[:] = [Event(**{**event, "verdict": Verdict(event["verdict"])}) for event in state["saved"]]
 
 
 def _packed(rows: Sequence[Row]) -> dict[str, Any]:

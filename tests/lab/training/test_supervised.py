@@ -11,12 +11,12 @@ import torch
 from full_disks import nothing_can_be_written
 from surefoot.capsule import format as capsule_files
 from surefoot.capsule.ring import Ring
-from surefoot.detect.detector import Detector, Verdict
+from surefoot.detect.detector import Alarm, Detector, Event, Verdict
 from surefoot.lab.data.schema import Log
 from surefoot.lab.sources import synthetic
 from surefoot.lab.study import trial
 from surefoot.lab.study.config import MonitorConfig, RecoveryConfig, RunConfig
-from surefoot.lab.study.trial import assemble, make_care
+from surefoot.lab.study.trial import assemble, make_supervisor
 from surefoot.lab.training.loop import Run, train
 from surefoot.recover import journal
 
@@ -43,17 +43,27 @@ def log() -> Log:
 
 
 def run(log: Log, config: RunConfig, folder: Path) -> Run:
-    parts = assemble(config, log)
-    return train(
+    return train_watched(log, config, folder)[0]
+
+
+def train_watched(log: Log, config: RunConfig, folder: Path) -> tuple[Run, list[Event], list[Alarm]]:
+    """Return the run, its divergences and its alarms."""
+    parts, detector = assemble(config, log), Detector()
+    supervisor, progress = make_supervisor(config, parts, folder) or (None, None)
+    found = train(
         parts.model,
         parts.window,
         parts.optimizers,
         days=len(log.days) - 1,
-        detector=Detector(),
+        detector=detector,
         layers=parts.layers,
         schedulers=[parts.scheduler],
-        care=make_care(config, parts, folder),
+        supervisor=supervisor,
+        progress=progress,
     )
+    if supervisor is None or supervisor.monitor is None:
+        return found, detector.events, []
+    return found, supervisor.events, supervisor.monitor.detector.alarms
 
 
 def test_with_the_ladder_a_run_survives_a_broken_day_that_ruins_it_without(log: Log, tmp_path: Path):
@@ -109,16 +119,18 @@ def test_a_full_disk_under_monitor_ring_and_journal_ends_no_run(log: Log, tmp_pa
     """What only watches is told and left out; the run is the same as with room."""
     config = CONFIG.model_copy(update={"recovery": None, "monitor": MonitorConfig()})
     room = run(log, config, tmp_path / "room")
-    parts = assemble(config, log)
-    care = make_care(config, parts, tmp_path / "full")
-    options: Any = {"days": len(log.days) - 1, "detector": Detector(), "layers": parts.layers, "care": care}
-    with nothing_can_be_written(), pytest.warns(RuntimeWarning) as told:
-        full = train(parts.model, parts.window, parts.optimizers, schedulers=[parts.scheduler], **options)
+    (tmp_path / "full").mkdir()
+    supervisor, progress = make_supervisor(config, parts := assemble(config, log), tmp_path / "full") or (None, None)
+    assert supervisor is not None
+    options: Any = {"days": len(log.days) - 1, "detector": Detector(), "layers": parts.layers}
+    options |= {"schedulers": [parts.scheduler], "supervisor": supervisor, "progress": progress}
+    with nothing_can_be_written(), pytest.warns() as told:
+        full = train(parts.model, parts.window, parts.optimizers, **options)
     assert (full.steps, full.verdict) == (room.steps, room.verdict)
     words = [str(warning.message) for warning in told]
     for said in (
         "writing to TensorBoardSink",
-        "writing to " + str(tmp_path),
+        f"{tmp_path / 'full' / 'events.jsonl'} cannot be written, so events wait for room",
         "the capsule step-",
         "close of ParquetSink",
     ):
@@ -128,11 +140,12 @@ def test_a_full_disk_under_monitor_ring_and_journal_ends_no_run(log: Log, tmp_pa
 def test_a_ring_that_is_too_small_is_told_and_left_out(log: Log, tmp_path: Path):
     config = CONFIG.model_copy(update={"recovery": None, "monitor": MonitorConfig()})
     parts = assemble(config, log)
-    care = make_care(config, parts, tmp_path)
-    assert care is not None
-    care.ring = Ring(parts.model, parts.optimizers, max_bytes=100)
+    watched = make_supervisor(config, parts, tmp_path)
+    assert watched is not None
+    options: Any = {"days": 1, "detector": Detector(), "layers": parts.layers, "supervisor": watched[0]}
+    watched[0].ring = Ring(parts.model, parts.optimizers, max_bytes=100)
     with pytest.warns(RuntimeWarning, match="keeping the last steps for capsules failed, .*max_bytes is 100"):
-        train(parts.model, parts.window, parts.optimizers, days=1, detector=Detector(), layers=parts.layers, care=care)
+        train(parts.model, parts.window, parts.optimizers, **options)
 
 
 @pytest.mark.parametrize("rate", [0.1, 3.0, 30.0])
@@ -141,14 +154,10 @@ def test_a_run_has_the_onset_that_it_has_unwatched(rate: float, log: Log, tmp_pa
     told = []
     for monitor in (None, MonitorConfig(capsules=False)):
         config = CONFIG.model_copy(update={"recovery": None, "rate": rate, "monitor": monitor})
-        parts = assemble(config, log)
-        care, detector = make_care(config, parts, tmp_path), Detector()
-        days = len(log.days) - 1
-        found = train(parts.model, parts.window, parts.optimizers, days=days, detector=detector, layers={}, care=care)
-        events = detector.events if care is None else care.events
+        found, events, alarms = train_watched(log, config, tmp_path)
         told.append([found.verdict, *((event.task, event.onset, event.verdict, event.reason) for event in events)])
-        if care is not None and rate > 1:
-            assert min(alarm.step for alarm in care.monitor.detector.alarms) < min(event.onset for event in events)
+        if monitor is not None and rate > 1:
+            assert min(alarm.step for alarm in alarms) < min(event.onset for event in events)
     assert told[0] == told[1]
     assert len(told[0]) > 1
 

@@ -1,0 +1,41 @@
+"""Steps of a capsule as a recovery let them be taken: skipped, smaller, or held."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from surefoot.capsule.format import StepRecord
+from surefoot.capsule.replay import Training
+from surefoot.optim.unwrap import in_backward
+from surefoot.recover.buffers import Buffers
+from surefoot.recover.lr_scale import Throttle
+from surefoot.recover.skip_stage import SkipRung
+
+
+def under_recovery(training: Training) -> Training:
+    """Return a training that takes the steps of a supervisor's capsule as they were taken.
+
+    A step whose gradients are not finite is skipped, and the model's buffers stay as they were; the learning rate and
+    held steps are those that the supervisor noted (``rate_factor`` and ``held``), which are 1 and no without a note.
+    The hooks for that stay on the training's optimizers.
+    """
+    within = in_backward(training.model)
+    own = [each for each in training.optimizers if each not in within]
+    stages = [SkipRung(several) for several in (own, *([each] for each in within)) if several]
+    scale, buffers = Throttle(training.optimizers), Buffers(training.model)
+
+    def prepare(record: StepRecord) -> None:
+        training.prepare(record)
+        buffers.keep()
+        scale.factor, scale.held = float(record.note.get("rate_factor", 1.0)), bool(record.note.get("held", 0))
+        for stage in stages:
+            stage.last()
+
+    def step(batch: Any) -> Mapping[str, Tensor | float]:
+        shown = training.step(batch)
+        buffers.settle(True if scale.held else own != [] and stages[0].last())
+        return shown
+
+    return replace(training, step=step, prepare=prepare)
