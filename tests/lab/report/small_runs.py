@@ -41,7 +41,7 @@ def own_loop(folder: Path) -> Path:
     recovery = Recovery(model, optimizer, folder, monitor=monitor, every=20)
     x = torch.randn(2048, 8)
     y = (x.sum(1) + torch.randn(2048) > 0).float()
-    for step in range(BAD_STEP + 40):
+    for step in range(BAD_STEP + 80):
         rows = torch.randint(2048, (64,))
         logits = model(x[rows] * (1e4 if step == BAD_STEP else 1)).squeeze(1)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y[rows])

@@ -53,7 +53,7 @@ def test_entries_of_a_list_go_by_their_names() -> None:
 
 
 def test_scores_of_runs_stand_side_by_side_with_their_difference(runs: dict[str, Path]) -> None:
-    a, b = read_run(runs["unwatched"]), read_run(runs["healthy"])
+    a, b = read_run(runs["diverged"]), read_run(runs["healthy"])
     found = compare_runs(a, b)
     rows = found.tables[2].rows
     at = next(i for i, row in enumerate(rows) if row[0].text == "click")
@@ -67,7 +67,11 @@ def test_scores_of_runs_stand_side_by_side_with_their_difference(runs: dict[str,
     assert lead.small.startswith(interval(mean - half, mean + half, 2))
     assert ("cannot be told apart" in lead.small) == (mean - half <= 0 <= mean + half)
     counted = {row[0].text: [cell.text for cell in row[1:]] for row in found.tables[1].rows}
-    assert counted["verdict"] == ["healthy", "healthy"]
+    assert counted["verdict"] == ["diverged and recovered (micro)", "healthy"]
+    assert counted["alarm"] == [str(len(a.of_kind("alarm"))), "0"]
+    same = compare_runs(b, read_run(runs["unwatched"])).tables[2].rows  # watching changes nothing
+    assert {row[-1].text.strip("0.") for row in same if len(row) > 1} == {""}
+    assert "cannot be told apart" in same[1][-1].small
 
 
 def test_both_runs_are_on_every_figure_and_tasks_without_an_auc_are_not_offered(

@@ -66,8 +66,56 @@ def test_the_marks_stand_at_the_steps_of_the_events(runs: dict[str, Path]) -> No
     traces = figure.to_dict()["data"]
     marks = {trace["name"]: trace["x"] for trace in traces if trace.get("yaxis") == "y3" and trace["mode"] == "markers"}
     assert marks["alarm"] == [event.step for event in run.of_kind("alarm")]
+    named = {trace["name"]: set(trace["y"]) for trace in traces if trace.get("yaxis") == "y3"}
+    assert named == {name: {name} for name in marks}
     assert marks["rolled back"] == [event.step for event in run.of_kind("rolled_back")]
     assert {t["name"] for t in traces if t.get("yaxis", "y") == "y"} == {*run.tasks, "a constant's loss"}
+
+
+def test_events_are_told_by_their_steps_whatever_their_order_in_the_journal(copied: Copied) -> None:
+    folder = copied("diverged")
+    events = [("stopped", 82), ("divergence", 72), ("never_learnt", None), ("alarm", 70)]
+    more = {"task": "click", "verdict": "full", "end": 82, "reason": "why"}
+    lines = [json.dumps({"event": kind, "step": step, **more}) for kind, step in events]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(folder)
+    assert [line.step for line in happenings(run)] == ["70", "72", "82", ""]
+    assert conclusion(run).startswith("Stopped at step 82: why.")
+
+
+def test_an_alarm_is_linked_to_the_capsule_that_shows_its_step(copied: Copied) -> None:
+    folder = copied("diverged")
+    capsule = read_run(folder).capsules[0]
+    inside = capsule.first if capsule.step != capsule.first else capsule.last
+    steps = (inside, 10**6)
+    lines = [json.dumps({"event": "alarm", "step": step}) for step in steps]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    assert [line.capsule for line in happenings(read_run(folder))] == [capsule, None]
+
+
+def test_steps_that_only_the_monitor_has_are_there_too(copied: Copied) -> None:
+    folder = copied("healthy")
+    own = pl.read_parquet(folder / "metrics.parquet").head(5)
+    own.write_parquet(folder / "metrics.parquet")
+    watched = pl.read_parquet(folder / "monitor" / "metrics.parquet")
+    steps = read_run(folder).steps
+    assert steps["step"].to_list() == sorted({*own["step"], *watched["step"]})
+    assert steps["lr"].null_count() == len(steps) - 5
+
+
+def test_a_spike_of_one_step_is_seen_in_a_long_run(tmp_path: Path) -> None:
+    steps, spike = 30_000, 12_345
+    loss = [1e6 if step == spike else 0.5 for step in range(steps)]
+    table = pl.DataFrame({"step": range(steps), "loss/click": loss})
+    table.write_parquet(tmp_path / "metrics.parquet")
+    figure = losses(read_run(tmp_path))
+    assert figure is not None
+    smooth, largest = figure.to_dict()["data"]
+    assert max(smooth["y"]) < 1
+    assert max(largest["y"]) == 1e6
+    assert largest["x"][largest["y"].index(1e6)] <= spike < largest["x"][largest["y"].index(1e6) + 1]
+    assert len(largest["x"]) <= 300
+    assert "Losses are smoothed over 100 steps; the thin lines are the largest of so many." in page(tmp_path)
 
 
 def test_a_healthy_run(runs: dict[str, Path]) -> None:

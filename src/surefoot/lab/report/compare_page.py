@@ -50,8 +50,8 @@ def _place_runs(plots: html.Plots, a: RunFolder, b: RunFolder) -> None:
     common = [task for task in a.tasks if task in b.tasks]
     for number, (title, draw) in enumerate({"losses over the steps": losses, "AUC while training": scores}.items()):
         figure = draw(a, b, common)
-        drawn = [] if figure is None else [trace["meta"]["choice"] for trace in figure.to_dict()["data"] if "meta" in trace]
-        tasks = list(dict.fromkeys(drawn))
+        traces = [] if figure is None else figure.to_dict()["data"]
+        tasks = list(dict.fromkeys(trace["meta"]["choice"] for trace in traces if "meta" in trace))
         choice: dict[str, Any] = {"choices": tuple((task, task) for task in tasks), "chosen": "task"}
         plots.place("curves", figure, title, number=number, choice=tasks[0] if tasks else "", **choice)
 
@@ -60,13 +60,12 @@ def losses(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
     """Draw the relative loss and the loss of both runs over the steps; tasks to choose."""
     panels = {"relative_loss": "y", "loss": "y2"}
     traces = [
-        run_figures.line(run, f"{measure}/{task}", side, SIDES[side], axis, method=side, choice=task).update(
-            visible=task == tasks[0]
-        )
+        trace.update(visible=task == tasks[0])
         for task in tasks
         for side, run in (("A", a), ("B", b))
         for measure, axis in panels.items()
         if f"{measure}/{task}" in run.steps.columns
+        for trace in run_figures.lines(run, f"{measure}/{task}", side, SIDES[side], axis, method=side, choice=task)
     ]
     if not traces:
         return None

@@ -18,7 +18,7 @@ from surefoot.lab.report.style import FLOOR, Look, miss, short
 from surefoot.lab.results import Method, Row
 
 MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
-_MERGED = 5  # steps within which departures share a mark
+_MERGED = 5  # steps within which divergences share a mark
 
 
 def quality_by_rate(results: Results, model: str) -> go.Figure | None:
@@ -131,7 +131,7 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
 
 
 def _run(results: Results, method: Method, trial: Row, look: Look, shown: bool) -> list[go.Scatter]:
-    """Return the traces of one run: its loss, its departures, its AUC by day."""
+    """Return the traces of one run: its loss, its divergences, its AUC by day."""
     steps, days = results.steps(trial), results.days(trial)
     column = f"relative_loss/{results.summary.select_by}"
     common: dict[str, Any] = {
@@ -146,13 +146,13 @@ def _run(results: Results, method: Method, trial: Row, look: Look, shown: bool) 
         x, y = style.thinned(steps, column)
         hover = "%{fullData.name}, step %{x}: %{y}<extra></extra>"
         traces.append(go.Scatter(x=x, y=y, mode="lines", hovertemplate=hover, **common))
-        traces += _departures(results.events(trial), x, y, look, common)
+        traces += _divergences(results.events(trial), x, y, look, common)
     if steps is not None and days is not None and results.metric in days.columns:
         traces.append(_next_days(results, trial, steps, days, look, common))
     return traces
 
 
-def _departures(
+def _divergences(
     events: list[dict[str, Any]], x: list[int], y: list[float | None], look: Look, common: dict[str, Any]
 ) -> list[go.Scatter]:
     """Mark where a run diverged, on its loss, up to where it did not recover; hovering says why."""

@@ -43,9 +43,9 @@ def losses(run: RunFolder) -> go.Figure | None:
     middle = cut + (1 - cut) / 2 if relative else cut
     traces: list[go.Scatter] = []
     for task, look in task_looks(run.tasks).items():
-        if task in relative:
-            traces.append(line(run, f"relative_loss/{task}", task, look, "y", method=task))
-        traces.append(line(run, f"loss/{task}", task, look, "y2" if relative else "y", method=task))
+        for measure, axis in (("relative_loss", "y"), ("loss", "y2" if relative else "y")):
+            if f"{measure}/{task}" in run.steps.columns:
+                traces += lines(run, f"{measure}/{task}", task, look, axis, method=task)
     if relative:
         traces.append(level([0, run.last_step or 0], 1.0, "a constant's loss"))
     bottom = "y3" if kinds else ("y2" if relative else "y")
@@ -60,9 +60,28 @@ def losses(run: RunFolder) -> go.Figure | None:
     return go.Figure([*traces, *happened], style.layout(height, **style.LEVELS, **axes))
 
 
-def line(run: RunFolder, column: str, name: str, look: Look, axis: str, **meta: str) -> go.Scatter:
-    """Return a value of a run over its steps; ``meta`` says which button shows or hides it."""
-    x, y = style.thinned(run.steps.drop_nulls(column), column)
+def lines(run: RunFolder, column: str, name: str, look: Look, axis: str, **meta: str) -> list[go.Scatter]:
+    """Return a value of a run over its steps and, where a point stands for several, thin, the largest of each stretch.
+
+    Args:
+        run: its folder.
+        column: of its steps.
+        name: of the line.
+        look: its colour and dash.
+        axis: the panel.
+        meta: which button shows or hides it.
+    """
+    known = run.steps.drop_nulls(column)
+    found = [_line(*style.thinned(known, column), column, name, look, axis, meta)]
+    if style.stretch(known) > 1:
+        largest = _line(*style.peaks(known, column), f"largest {column}", name, look, axis, meta)
+        found.append(largest.update(line={"width": 0.7}, opacity=0.5))
+    return found
+
+
+def _line(
+    x: list[int], y: list[float | None], column: str, name: str, look: Look, axis: str, meta: dict[str, str]
+) -> go.Scatter:
     measure = column.partition("/")[0].replace("_", " ")
     return go.Scatter(
         x=x,

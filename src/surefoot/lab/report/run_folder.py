@@ -93,8 +93,7 @@ class RunFolder:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds what a run writes; a study's has its runs below it."""
-    written = (_METRICS, _JOURNAL, _CONFIG, "metrics.parts", "monitor")
-    return not (folder / "summary.json").exists() and any((folder / name).exists() for name in written)
+    return any((folder / name).exists() for name in (_METRICS, _JOURNAL, _CONFIG, "metrics.parts", "monitor"))
 
 
 def read_run(folder: Path) -> RunFolder:

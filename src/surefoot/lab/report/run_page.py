@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from surefoot.files import write_whole
-from surefoot.lab.report import html, run_figures
+from surefoot.lab.report import html, run_figures, style
 from surefoot.lab.report.happened import MOST_LINES, conclusion, facts, happenings, score_table, warnings
 from surefoot.lab.report.run_folder import RunFolder, read_run
 
@@ -40,6 +40,7 @@ def render(run: RunFolder) -> str:
         conclusion=conclusion(run),
         warnings=warnings(run),
         happenings=lines[:MOST_LINES],
+        smoothing=style.smoothing(run.steps),
         left_out=max(0, len(lines) - MOST_LINES),
         scores=score_table(run),
     )

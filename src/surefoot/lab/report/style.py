@@ -93,21 +93,37 @@ def miss(auc: float | None) -> float | None:
     return None if auc is None or math.isnan(auc) else short(max(100 * (1 - auc), 1e-3))
 
 
+def stretch(steps: pl.DataFrame) -> int:
+    """Return how many steps one point of a line stands for."""
+    return max(1, math.ceil(len(steps) / _POINTS))
+
+
+def smoothing(steps: pl.DataFrame) -> int:
+    """Return over how many steps a line is smoothed."""
+    return max(3, stretch(steps))
+
+
 def thinned(steps: pl.DataFrame, column: str) -> tuple[list[int], list[float | None]]:
     """Return steps and values of a positive column, smoothed by a geometric mean over a few steps, thinned.
 
     What is not finite or not positive leaves a gap.
     """
-    every = max(1, math.ceil(len(steps) / _POINTS))
-    value = pl.col(column).cast(pl.Float64)
-    smooth = (
-        pl.when(value.is_finite() & (value > 0))
-        .then(value.log())
-        .rolling_mean(max(3, every), center=True, min_samples=1)
-        .exp()
-    )
-    kept = steps.select(pl.col("step"), smooth.alias("value")).gather_every(every)
+    smooth = _positive(column).log().rolling_mean(smoothing(steps), center=True, min_samples=1).exp()
+    kept = steps.select(pl.col("step"), smooth.alias("value")).gather_every(stretch(steps))
     return kept["step"].to_list(), [short(v) for v in kept["value"].to_list()]
+
+
+def peaks(steps: pl.DataFrame, column: str) -> tuple[list[int], list[float | None]]:
+    """Return the first step and the largest value of each stretch of steps that one point of a line stands for."""
+    every = stretch(steps)
+    parts = steps.group_by((pl.int_range(pl.len()) // every).alias("part"))
+    kept = parts.agg(pl.col("step").first(), _positive(column).max().alias("value")).sort("part")
+    return kept["step"].to_list(), [short(v) for v in kept["value"].to_list()]
+
+
+def _positive(column: str) -> pl.Expr:
+    value = pl.col(column).cast(pl.Float64)
+    return pl.when(value.is_finite() & (value > 0)).then(value)
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def onset(falling: Falling, onsets: dict[float, list[int]], steps: int) -> str:
 
     Args:
         falling: the method.
-        onsets: by multiple, the first step of the departure of each run that diverged.
+        onsets: by multiple, the first step of the divergence of each run that did.
         steps: of a run that does not diverge.
     """
     if falling.fall.at is None:
