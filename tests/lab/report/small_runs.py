@@ -37,7 +37,7 @@ def own_loop(folder: Path) -> Path:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
-    monitor = Monitor(model, optimizer, kinds={"like": "binary"}, folder=folder, every=20)
+    monitor = Monitor(model, optimizer, tasks={"like": "binary"}, folder=folder, every=20)
     recovery = Recovery(model, optimizer, folder, monitor=monitor, every=20)
     x = torch.randn(2048, 8)
     y = (x.sum(1) + torch.randn(2048) > 0).float()
