@@ -13,7 +13,7 @@ from lab.report import small_runs
 from surefoot.lab.report.compare_page import write_comparison
 from surefoot.lab.report.run_page import write_run_report
 
-PAGES = ("healthy", "diverged", "unwatched", "own", "two runs", "two studies", "events alone")
+PAGES = ("healthy", "diverged", "unwatched", "own", "supervised", "two runs", "two studies", "events alone")
 TABLES = "#happened td, #happened th, .compared td, .compared th, #scores td, #scores th"
 
 
@@ -21,7 +21,7 @@ TABLES = "#happened td, #happened th, .compared td, .compared th, #scores td, #s
 def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("pages")
     runs = {kind: small_runs.run(kind, base / kind) for kind in small_runs.KINDS}
-    runs["own"] = small_runs.own_loop(base / "own")
+    runs |= {"own": small_runs.own_loop(base / "own"), "supervised": small_runs.supervised(base / "supervised")}
     alone = base / "alone"
     alone.mkdir()
     (alone / "events.jsonl").write_bytes((runs["own"] / "events.jsonl").read_bytes())

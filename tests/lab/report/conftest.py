@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of a run of each kind, and of a loop that only the library's parts have watched."""
     base = tmp_path_factory.mktemp("runs")
     found = {kind: small_runs.run(kind, base / kind) for kind in small_runs.KINDS}
-    return found | {"own": small_runs.own_loop(base / "own")}
+    return found | {"own": small_runs.own_loop(base / "own"), "supervised": small_runs.supervised(base / "supervised")}
 
 
 @pytest.fixture

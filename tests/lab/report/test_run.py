@@ -26,7 +26,7 @@ def page(folder: Path) -> str:
     return re.sub(r"<script>/\*\*.*?</script>", "", text, count=1, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "own"])
+@pytest.mark.parametrize("kind", [*KINDS, "own", "supervised"])
 def test_the_page_stands_alone_and_is_the_same_when_it_is_written_again(runs: dict[str, Path], kind: str) -> None:
     html = page(runs[kind])
     assert "default-src 'none'" in html
@@ -154,6 +154,17 @@ def test_a_loop_of_ones_own_has_its_own_layers_and_no_result(runs: dict[str, Pat
     html = page(runs["own"])
     assert "no config.toml in this folder: the run was made by a loop of its own" in html
     assert "AUC of the last rows, as the monitor saw them." in html
+    assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0", "ratios-0"}
+
+
+def test_a_supervised_loop_has_its_capsules_too(runs: dict[str, Path]) -> None:
+    run = read_run(runs["supervised"])
+    (alarm, *_) = [line for line in happenings(run) if line.what.text == "alarm"]
+    assert alarm.step == str(BAD_STEP)
+    assert alarm.capsule is not None
+    assert alarm.capsule.first <= BAD_STEP <= alarm.capsule.last
+    html = page(runs["supervised"])
+    assert "of a loop of your own, which has no configuration, to see what was recorded:" in html
     assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0", "ratios-0"}
 
 
