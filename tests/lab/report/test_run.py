@@ -208,6 +208,19 @@ def test_one_file_alone_is_enough(runs: dict[str, Path], tmp_path: Path, left: s
     assert ("Nothing is written of an alarm or an action" in html) == (left == "metrics.parquet")
 
 
+def test_no_row_no_day_and_details_of_any_kind_break_nothing(tmp_path: Path) -> None:
+    columns = {"step": pl.Int64, "loss/a": pl.Float64, "clip_ratio/x.weight": pl.Float64, "auc/a": pl.Float64}
+    pl.DataFrame(schema=columns).write_parquet(tmp_path / "metrics.parquet")
+    odd = {"layer": ["x"], "task": {"a": 1}, "rate_factor": "half", "reason": 7, "checkpoint": 1}
+    lines = [{"event": kind, "step": 1, **odd} for kind in ("alarm", "slowed", "rolled_back", "stopped", "more")]
+    lines.append({"event": "finished", "verdict": "healthy", "steps": 2, "auc/a": 0.5, "rmse/b": None})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = page(tmp_path)
+    assert "steps at half of their size" in html
+    assert "<h3>Final scores</h3>" in html
+    assert "No loss of any step is written in this folder." in html
+
+
 def test_a_long_journal_is_cut_and_says_so(copied: Copied) -> None:
     folder = copied("own")
     lines = [json.dumps({"event": "skipped", "step": step, "count": 1}) for step in range(MOST_LINES + 7)]
@@ -243,6 +256,13 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
         '{"event": "alarm", "step": "x"}\n'
     ),
     "events.jsonl, half a result": lambda p: (p / "events.jsonl").write_text('{"event": "finished"}\n'),
+    "events.jsonl with a score that is none": lambda p: (p / "events.jsonl").write_text(
+        '{"event": "finished", "verdict": "full", "steps": 3, "auc/click": "x"}\n'
+    ),
+    "events.jsonl with another verdict": lambda p: (p / "events.jsonl").write_text(
+        '{"event": "finished", "verdict": "well", "steps": 3}\n'
+    ),
+    "events.jsonl without an end": lambda p: (p / "events.jsonl").write_text('{"event": "alarm", "step": Infinity}\n'),
     "events.jsonl, half a divergence": lambda p: (p / "events.jsonl").write_text('{"event": "divergence"}\n'),
     "config.toml": lambda p: (p / "config.toml").write_text("= ="),
     "config.toml not text": lambda p: (p / "config.toml").write_bytes(b"\xff\xfe\x00"),

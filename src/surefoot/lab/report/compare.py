@@ -82,7 +82,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> Comparison:
     """Return two runs side by side."""
     sides = (_run_side("A", a), _run_side("B", b))
     notices = []
-    days = [(run.result or {}).get("scored_day") for run in (a, b)]
+    days = [run.scored_day for run in (a, b)]
     if None not in days and days[0] != days[1]:
         notices.append(f"A is scored on {days[0]} and B on {days[1]}: their scores are of other rows.")
     for side, run in zip("AB", (a, b), strict=True):

@@ -37,7 +37,7 @@ _DETAILS = {  # of what was done
     "batches_dropped": "{} batches dropped",
     "batches": "the next {} batches",
     "batches_held": "{} batches were only looked at",
-    "rate_factor": "steps at {:g} of their size",
+    "rate_factor": "steps at {} of their size",
 }
 MOST_LINES = 300  # of events in the table
 METRICS = {  # by the results' name: what to call it, its factor, digits
@@ -134,7 +134,7 @@ def _line(run: RunFolder, event: Event) -> Happening:
     what = KINDS.get(event.kind, event.kind.replace("_", " "))
     if event.kind == "divergence" and details["verdict"] == "micro":
         what = f"diverged, recovered at step {details['end']}"
-    said = [form.format(details[key]) for key, form in _DETAILS.items() if details.get(key) not in (None, 1.0)]
+    said = [form.format(_shown(details[key])) for key, form in _DETAILS.items() if details.get(key) not in (None, 1.0)]
     if event.kind not in KINDS:
         said = [f"{key} {value}" for key, value in details.items() if key != "reason"]
     places = [str(details[key]) for key in ("task", "layer") if details.get(key)]
@@ -145,6 +145,10 @@ def _line(run: RunFolder, event: Event) -> Happening:
         why=event.reason,
         capsule=run.capsule_of(event),
     )
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def score_table(run: RunFolder) -> tuple[list[str], list[tuple[str, list[Cell]]]]:

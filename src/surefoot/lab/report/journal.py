@@ -1,13 +1,14 @@
 """The journal of a run, ``events.jsonl``, read as it was written or refused in a sentence."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.errors import InputError
 
 _DIVERGENCE = {"step": int, "end": int, "task": str, "verdict": str, "reason": str}
-_FINISHED = {"verdict": str, "steps": int}
+_VERDICTS = ("healthy", "micro", "full")
 
 
 class Event(NamedTuple):
@@ -42,7 +43,7 @@ def events(path: Path, content: bytes) -> list[Event]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             found.append(_event(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}, cannot be read: {error!r}; expected a JSON object that a run wrote"
             ) from None
@@ -57,5 +58,8 @@ def _event(line: dict[str, Any]) -> Event:
         known = {key: of(line[key]) for key, of in _DIVERGENCE.items()}
         details |= {key: value for key, value in known.items() if key != "step"}
     elif kind == "finished":
-        details |= {key: of(line[key]) for key, of in _FINISHED.items()}
+        details |= {"steps": int(line["steps"])}
+        details |= {key: math.nan if value is None else float(value) for key, value in details.items() if "/" in key}
+        if line["verdict"] not in _VERDICTS:
+            raise ValueError(f"verdict is {line['verdict']!r}; one of {', '.join(_VERDICTS)} is one")
     return Event(kind, None if step is None else int(step), details)

@@ -180,7 +180,7 @@ def first_layer(run: RunFolder) -> str:
     """Return what to call the layer that is shown first: that of the first alarm, or whose ratio was the largest."""
     called = layer_names(run)
     for event in run.of_kind("alarm"):
-        if (layer := event.details.get("layer")) in called:
+        if (layer := str(event.details.get("layer"))) in called:
             return called[layer]
     largest = {name: run.steps[f"clip_ratio/{name}"].max() for name in called if name in run.named("clip_ratio")}
     finite = {name: value for name, value in largest.items() if isinstance(value, float) and math.isfinite(value)}

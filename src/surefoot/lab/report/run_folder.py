@@ -1,6 +1,5 @@
 """A run's folder as the report sees it: written by ``surefoot train``, or by a monitor and a recovery in any loop."""
 
-import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,8 +57,13 @@ class RunFolder:
     @property
     def scores(self) -> dict[str, float]:
         """The metrics of the scored day, ``{"auc/click": ...}``; NaN where one is undefined."""
-        found = self.result or {}
-        return {key: math.nan if value is None else float(value) for key, value in found.items() if "/" in key}
+        return {key: value for key, value in (self.result or {}).items() if "/" in key}
+
+    @property
+    def scored_day(self) -> str | None:
+        """The day that these are of, if the run knows days."""
+        day = (self.result or {}).get("scored_day")
+        return None if day is None else str(day)
 
     @property
     def tasks(self) -> list[str]:
@@ -131,7 +135,8 @@ def _metrics(folder: Path) -> pl.DataFrame | None:
     paths = [whole] if whole.exists() else parts
     if not paths:
         return None
-    tables = [_table(path, needed=("step",)).with_columns(pl.col("step").cast(pl.Int64)) for path in paths]
+    step = pl.col("step").cast(pl.Int64, strict=False)
+    tables = [_table(path, needed=("step",)).with_columns(step) for path in paths]
     return pl.concat(tables, how="diagonal_relaxed").drop_nulls("step").unique("step", keep="last").sort("step")
 
 
@@ -167,6 +172,6 @@ def _capsule(path: Path, run: Path) -> Capsule:
         steps = [int(each["step"]) for each in document["record"]["steps"]]
         alarm = document["alarm"]
         step = steps[-1] if alarm is None else int(alarm.get("step", steps[-1]))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"{path} cannot be read: {error!r}; expected what a capsule holds") from None
     return Capsule(path.parent.relative_to(run).as_posix(), step, steps[0], steps[-1])
