@@ -6,7 +6,6 @@ the table and keeps it in ``benchmarks/results/clients.txt``. About fifteen minu
 arguments only these are run, and the other lines stay.
 """
 
-import inspect
 import logging
 import os
 import statistics
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -23,7 +22,7 @@ logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
 
-from clients.bed import FAULTS, Attached, Client, Kind, Outcome, Use, named, run, run_again  # noqa: E402
+from clients.bed import FAULTS, Client, Kind, Outcome, Use, lines, named, run, run_again  # noqa: E402
 from clients.every import CLIENTS  # noqa: E402
 
 SEEDS = (0, 1, 2)
@@ -64,12 +63,6 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="surefoot-client-"))
 
 
-def lines_of(things: tuple[Any, ...]) -> int:
-    """Count the lines of code, docstrings and empty lines apart."""
-    every = [line.strip() for thing in things for line in inspect.getsource(thing).splitlines()]
-    return sum(bool(line) and not line.startswith(('"""', "#", "@")) for line in every)
-
-
 def row_of(client: Client) -> Row:
     runs: dict[tuple[Use, int], Outcome] = {}
     run(client, use=Use.ALL, rate=client.sane, folder=folder(), steps=20)  # kernels are compiled, modules imported
@@ -99,12 +92,11 @@ def row_of(client: Client) -> Row:
         statistics.median(runs[use, seed].seconds / runs[Use.NOTHING, seed].seconds for seed in SEEDS)
         for use in (Use.CLIP, Use.ALL)
     ]
-    lines = lines_of((*client.glue, Attached))
     clip = len(client.make(client.sane).optimizers)
     clip += client.name.endswith(("combined", "in backward"))  # each of two; and those at the tables
     return Row(
         client.name,
-        f"{clip}/{lines}",
+        f"{clip}/{lines(client)}",
         "/".join(f"{value:.3f}" for value in sane),
         f"{max(high[Use.NOTHING]):.3f}/{min(high[Use.CLIP]):.3f}",
         f"{told}/{len(FAULTS)}",

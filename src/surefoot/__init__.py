@@ -1,7 +1,7 @@
 """Keeps multitask ranking models from diverging in training."""
 
 from surefoot.capsule.bad_rows import bisect
-from surefoot.capsule.format import Capsule
+from surefoot.capsule.format import Capsule, StepRecord
 from surefoot.capsule.format import read as read_capsule
 from surefoot.capsule.replay import Replay, Training, go_on, replay
 from surefoot.capsule.ring import Ring
@@ -67,6 +67,7 @@ __all__ = [
     "RollBack",
     "Rule",
     "Slow",
+    "StepRecord",
     "Supervisor",
     "Training",
     "TrainingStopped",

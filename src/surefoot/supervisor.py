@@ -265,7 +265,8 @@ class Supervisor:
         Several calls, one for each task, are one report. The step ends when the last of the optimizers has stepped; if
         some step more rarely, when the model is called again after a step of any. A batch that no optimizer's step
         follows is part of the next one, as under gradient accumulation: the losses, outputs and labels of the last
-        part count, and a capsule has all batches in a list (of row numbers, all of them).
+        part count, and a capsule has all batches in a list (of row numbers, all of them). Where gradients are disabled,
+        as in an evaluation, nothing is taken in.
 
         Args:
             losses: as for ``step``, like the rest.
@@ -277,6 +278,8 @@ class Supervisor:
         Raises:
             TrainingStopped: if training should stop and there is no ``on_stop``.
         """
+        if not torch.is_grad_enabled():
+            return
         self._raise_if_stopped()
         self._kept.add(losses, outputs, labels, batch, rows)
         self._kept.reported = self._reports = True

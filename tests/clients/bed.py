@@ -1,9 +1,11 @@
 """What every client is put through: the same rows, rates, faults and questions."""
 
+import contextlib
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +16,8 @@ from torch.nn.functional import binary_cross_entropy
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule.replay import Replay, Training, replay
-from surefoot.detect.detector import Alarm
 from surefoot.lab.metrics import auc
 from surefoot.optim.unwrap import in_backward, unwrapped
-from surefoot.recover.buffers import Buffers
-from surefoot.recover.lr_scale import Throttle
-from surefoot.recover.policy import Action, Ladder, Slow
 
 TASKS = ("click", "buy")
 FIELDS, VALUES, DENSE = 3, 200, 6
@@ -95,20 +91,17 @@ def log_loss(prediction: Tensor, label: Tensor, reduction: str = "mean") -> Tens
 
 
 def telling(made: "Made", task: str) -> Callable[..., Tensor]:
-    """Return a loss of probabilities that keeps what it was called with, for trainers that show it to nobody else."""
+    """Return a loss of probabilities that reports what it was called with, for trainers that show it to nobody else."""
 
     def loss(prediction: Tensor, label: Tensor, reduction: str = "mean") -> Tensor:
         total = log_loss(prediction, label, reduction)
-        made.seen[task] = total.detach() / (len(label) if reduction == "sum" else 1)
-        made.seen[f"{task} output"], made.seen[f"{task} label"] = torch.logit(prediction.detach(), eps=1e-6), label
+        made.seen[task] = total.detach()
+        if (supervisor := made.seen.get("supervisor")) is not None:
+            rows = torch.arange(len(label)) + BATCH * supervisor.steps  # surefoot
+            supervisor.report({task: total}, outputs={task: prediction}, labels={task: label}, rows=rows)  # surefoot
         return total
 
     return loss
-
-
-def told(made: "Made") -> list[dict[str, Tensor]]:
-    """Return losses, outputs and labels of the last step, each by task."""
-    return [{task: made.seen[task + kind] for task in TASKS} for kind in ("", " output", " label")]
 
 
 class Clock:
@@ -140,41 +133,30 @@ class Made(NamedTuple):
     seen: dict[str, Any]  # losses of the last step, by task, and what else the client keeps
 
 
-class Attached:
-    """What a user writes once to have all of surefoot in a loop that is not their own.
+class Supervise:
+    """Makes a supervisor for a client, with numbers for runs as short as these, and remembers it.
 
-    Lowered steps return to whole ones in a quarter of the default's time, which is made for longer runs than these.
+    Lowered steps return to whole ones in a quarter of the default's time, which is made for longer runs.
     """
 
-    def __init__(self, model: nn.Module, optimizers: list[Optimizer], folder: Path) -> None:
-        self.folder, self.step, self.alarms = folder, 0, list[Alarm]()
-        self.monitor = surefoot.Monitor(model, optimizers, tasks=dict.fromkeys(TASKS, "binary"))
-        self.ring = surefoot.Ring(model, optimizers, steps=24, every=8)
-        ladder, go_back = Ladder(slow=Slow(steps=5)), self.ring.clear
-        self.recovery = surefoot.Recovery(
-            model, optimizers, folder, monitor=self.monitor, ladder=ladder, on_roll_back=go_back
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.alarms = folder, list[surefoot.Alarm]()
+        self.made: surefoot.Supervisor | None = None
+
+    def __call__(self, model: nn.Module, optimizers: Any, **said: str) -> surefoot.Supervisor:
+        self.made = surefoot.Supervisor(
+            model,
+            optimizers,
+            self.folder,
+            tasks=dict.fromkeys(TASKS, "binary"),
+            recovery=surefoot.Ladder(slow=surefoot.Slow(steps=5)),
+            ring=surefoot.Ring(model, optimizers, steps=24, every=8),
+            capsule_after=4,
+            on_alarm=self.alarms.append,
+            outputs=said.get("outputs"),
+            losses=said.get("losses"),
         )
-
-    def before(self, batch: Any = None, rows: Tensor | None = None) -> None:
-        """Keep what a step starts from."""
-        note = {"rate_factor": self.recovery.rate_factor, "held": int(self.recovery.holding)}
-        self.ring.record(self.step, batch, rows=rows, note=note)
-
-    def after(self, losses: Mapping[str, Tensor], outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> bool:
-        """Judge the step; return whether training is to stop."""
-        self.ring.observe(self.step, losses)
-        alarm = self.monitor.step(losses, outputs=outputs, labels=labels)
-        if alarm is not None:
-            self.alarms.append(alarm)
-            self.ring.write_later(4, self.folder / "capsules", alarm=asdict(alarm))
-        self.step += 1
-        return self.recovery.step(alarm) is Action.STOP
-
-    def close(self) -> None:
-        """End it."""
-        self.monitor.close()
-        self.ring.flush()
-        self.recovery.close()
+        return self.made
 
 
 @dataclass
@@ -185,7 +167,7 @@ class Client:
         name: of it.
         sane: a rate at which its stock optimizer trains well.
         high: one at which that diverges.
-        glue: what a user writes in this client to have all of surefoot, beside ``Attached``.
+        glue: where a user adds lines to have all of surefoot; they end in ``# surefoot``. Imports are not counted.
     """
 
     name: str = ""
@@ -197,7 +179,7 @@ class Client:
         """Make model, optimizers and trainer."""
         raise NotImplementedError
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
         """Train on the batches in order, by the client's own loop."""
         raise NotImplementedError
 
@@ -228,7 +210,7 @@ class Outcome:
 
     aucs: dict[str, float]
     seconds: float
-    alarms: list[Alarm] = field(default_factory=list)
+    alarms: list[surefoot.Alarm] = field(default_factory=list)
     stopped: bool = False
     capsules: list[Path] = field(default_factory=list)
     data: Rows | None = None
@@ -266,51 +248,54 @@ def run(
     Clock(made.model, steppers(made), fault)
     if use is not Use.NOTHING:
         clip(made)
-    attached = None
+    supervise = None
     if use is Use.ALL:
         assert folder is not None
-        attached = Attached(made.model, made.optimizers, folder)
+        supervise = Supervise(folder)
     begin = time.perf_counter()
-    client.train(made, data, attached)
+    with contextlib.suppress(surefoot.TrainingStopped):
+        client.train(made, data, supervise)
     seconds = time.perf_counter() - begin
-    if attached is not None:
-        attached.close()
+    supervisor = None if supervise is None else supervise.made
+    if supervisor is not None:
+        supervisor.close()
     test = rows(8192, seed + 500)
     scores = client.predict(made, test).detach().float().cpu()
     finite = bool(scores.isfinite().all())
     aucs = {task: auc(scores[:, i], test.labels[:, i]) if finite else 0.5 for i, task in enumerate(TASKS)}
     capsules = sorted((folder / "capsules").glob("step-*")) if folder is not None else []
-    alarms = attached.alarms if attached is not None else []
-    stopped = attached is not None and attached.recovery.step() is Action.STOP
+    alarms = supervise.alarms if supervise is not None else []
+    stopped = supervisor is not None and supervisor.action is surefoot.Action.STOP
     return Outcome(aucs, seconds, alarms, stopped, capsules, data)
 
 
-def named(outcome: Outcome, fault: Fault) -> Alarm | None:
+def named(outcome: Outcome, fault: Fault) -> surefoot.Alarm | None:
     """Return the alarm that tells of a fault, its step and its task or layer right; None if there is none."""
     in_time = [each for each in outcome.alarms if fault.step <= each.step <= fault.step + IN_TIME]
     return next((each for each in in_time if each.task is not None or each.layer is not None), None)
 
 
-def run_again(client: Client, path: Path, *, rate: float, fault: Fault | None, data: Rows) -> Replay:
+def run_again(client: Client, path: Path, *, rate: float, fault: Fault | None, data: Rows) -> surefoot.Replay:
     """Replay a capsule in a training made anew."""
     made = client.make(rate)
-    clock, handles, throttle = Clock(made.model, steppers(made), fault), clip(made), Throttle(steppers(made))
-    buffers, skipped = Buffers(made.model), 0
+    clock, handles = Clock(made.model, steppers(made), fault), clip(made)
+    assert handles
 
-    def prepare(record: capsule_files.StepRecord) -> None:
+    def prepare(record: surefoot.StepRecord) -> None:
         clock.step = record.step
-        buffers.keep()
-        throttle.factor, throttle.held = float(record.note["rate_factor"]), bool(record.note["held"])
 
     def step(batch: Any) -> dict[str, Tensor]:
-        nonlocal skipped
         client.again(made, Rows(*batch))
-        before, skipped = skipped, sum(handle.skipped_steps for handle in handles)
-        buffers.settle(throttle.held or skipped > before)  # as recovery does
         return {task: made.seen[task] for task in TASKS}
 
     def fetch(which: Tensor) -> Rows:
         return Rows(*(part[which] for part in data))
 
-    training = Training(made.model, made.optimizers, step, fetch=fetch, prepare=prepare)
-    return replay(capsule_files.read(path), training)
+    training = surefoot.Training(made.model, made.optimizers, step, fetch=fetch, prepare=prepare)
+    return surefoot.replay(surefoot.read_capsule(path), surefoot.under_recovery(training))
+
+
+def lines(client: Client) -> int:
+    """Return how many lines a user adds in this client."""
+    sources = [inspect.getsource(place) for place in client.glue]
+    return sum(line.endswith("# surefoot") for source in sources for line in source.splitlines())

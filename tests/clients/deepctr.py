@@ -11,7 +11,7 @@ from deepctr_torch.inputs import DenseFeat, SparseFeat
 from deepctr_torch.models import MMOE, PLE, SharedBottom
 from torch import Tensor
 
-from clients.bed import BATCH, DENSE, FIELDS, TASKS, VALUES, Attached, Client, Made, Rows, telling, told
+from clients.bed import BATCH, DENSE, FIELDS, TASKS, VALUES, Client, Made, Rows, Supervise, telling
 
 
 def columns(data: Rows) -> dict[str, np.ndarray]:
@@ -44,7 +44,7 @@ class DeepCtr(Client):
     """``model.compile(optimizer)``, ``model.fit(columns, labels)``."""
 
     def __init__(self, model: str = "MMOE") -> None:
-        super().__init__(name=f"deepctr-torch {model}", sane=0.05, high=3.0, glue=(attach, telling, told))
+        super().__init__(name=f"deepctr-torch {model}", sane=0.05, high=3.0, glue=(DeepCtr.train, telling))
         self._model = model
 
     def make(self, rate: float) -> Made:
@@ -56,26 +56,14 @@ class DeepCtr(Client):
         model.loss_func = [telling(made, task) for task in TASKS]
         return made
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
         model: Any = made.model
-        if attached is not None:
-            attach(made, attached)
+        if supervise is not None:
+            said = {"outputs": "probabilities", "losses": "sum"}
+            made.seen["supervisor"] = supervise(model, made.optimizers, **said)  # surefoot
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             model.fit(columns(data), data.labels.numpy(), batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
 
     def predict(self, made: Made, data: Rows) -> Tensor:
         model: Any = made.model
         return torch.from_numpy(model.predict(columns(data), 1024))
-
-
-def attach(made: Made, attached: Attached) -> None:
-    def before(model: torch.nn.Module, inputs: tuple[Tensor]) -> None:
-        if model.training:
-            start = attached.step * BATCH
-            attached.before(rows=torch.arange(start, start + len(inputs[0])))
-
-    def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        attached.after(*told(made))
-
-    made.model.register_forward_pre_hook(before)
-    made.optimizers[0].register_step_post_hook(after)

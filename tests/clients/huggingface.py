@@ -8,39 +8,29 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from clients.bed import BATCH, Attached, Client, Made, Rows, rows
+from clients.bed import BATCH, Client, Made, Rows, Supervise, rows
 from clients.ranker import Ranker, by_task, losses_of, predicted
+from surefoot.integrations.huggingface import SupervisorCallback
 
 
 class Trained(Trainer):
-    attached: Attached | None = None
-    kept: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
+    watch: SupervisorCallback | None = None
+    kept: dict[str, Tensor] | None = None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
-        if self.attached is not None and model.training:
-            self.attached.before((inputs["ids"], inputs["dense"], inputs["labels"]))
         logits = model(inputs["ids"], inputs["dense"])
         losses = losses_of(logits, inputs["labels"])
-        self.kept = losses, logits.detach(), inputs["labels"]
+        self.kept = losses
+        batch, labels = (inputs["ids"], inputs["dense"], inputs["labels"]), by_task(inputs["labels"])
+        if self.watch is not None:
+            self.watch.report(losses, outputs=by_task(logits), labels=labels, batch=batch)  # surefoot
         loss = torch.stack([*losses.values()]).sum()
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # pyright: ignore[reportArgumentType]
-
-
-class Callback(TrainerCallback):
-    def __init__(self, trainer: Trained, attached: Attached) -> None:
-        self.trainer, self.attached = trainer, attached
-        trainer.attached = attached
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        assert self.trainer.kept is not None
-        losses, logits, labels = self.trainer.kept
-        stop = self.attached.after({t: v.detach() for t, v in losses.items()}, by_task(logits), by_task(labels))
-        control.should_training_stop = control.should_training_stop or stop
 
 
 class Table(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -58,7 +48,9 @@ class HuggingFace(Client):
     """``Trainer(model, args, train_dataset=..., optimizers=(optimizer, None)).train()``."""
 
     def __init__(self) -> None:
-        super().__init__(name="Hugging Face Trainer", sane=0.005, high=0.5, glue=(Callback, Trained.compute_loss))
+        super().__init__(
+            name="Hugging Face Trainer", sane=0.005, high=0.5, glue=(HuggingFace.train, Trained.compute_loss)
+        )
 
     def make(self, rate: float) -> Made:
         model = Ranker()
@@ -82,10 +74,11 @@ class HuggingFace(Client):
         )
         return Trained(made.model, arguments, train_dataset=Table(data), optimizers=(made.optimizers[0], None))  # pyright: ignore[reportArgumentType]
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
         trainer = self.trainer(made, data)
-        if attached is not None:
-            trainer.add_callback(Callback(trainer, attached))
+        if supervise is not None:
+            trainer.watch = SupervisorCallback(supervise)  # surefoot
+            trainer.add_callback(trainer.watch)  # surefoot
         trainer.train()
 
     def again(self, made: Made, data: Rows) -> None:
@@ -99,7 +92,7 @@ class HuggingFace(Client):
         for group in made.optimizers[0].param_groups:
             group["lr"] = made.seen["rate"]  # as the constant schedule does
         assert trainer.kept is not None
-        for task, loss in trainer.kept[0].items():
+        for task, loss in trainer.kept.items():
             self.record(made, task, loss)
 
     def predict(self, made: Made, data: Rows) -> Tensor:

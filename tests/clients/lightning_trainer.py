@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Adagrad, Optimizer
 
-from clients.bed import BATCH, Attached, Client, Made, Rows
+from clients.bed import BATCH, Client, Made, Rows, Supervise
 from clients.ranker import Ranker, by_task, losses_of, predicted
+from surefoot.integrations.lightning import SupervisorCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -49,17 +50,6 @@ class Module(lightning.LightningModule):
         return self.made
 
 
-class Callback(lightning.Callback):
-    def __init__(self, attached: Attached) -> None:
-        self.attached = attached
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.attached.before(tuple(batch))
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        trainer.should_stop = self.attached.after(outputs["losses"], outputs["outputs"], outputs["labels"])
-
-
 class Keep(lightning.Callback):
     """Keeps the losses of a step for the replay of a capsule."""
 
@@ -89,16 +79,18 @@ class Lightning(Client):
 
     def __init__(self, optimizers: int, *, automatic: bool) -> None:
         kind = "automatic" if automatic else f"manual, {optimizers} optimizer{'s' * (optimizers > 1)}"
-        super().__init__(name=f"Lightning, {kind}", sane=0.05, high=3.0, glue=(Callback,))
+        super().__init__(name=f"Lightning, {kind}", sane=0.05, high=3.0, glue=(Lightning.train,))
         self._optimizers, self._automatic = optimizers, automatic
 
     def make(self, rate: float) -> Made:
         module = Module(rate, self._optimizers, automatic=self._automatic)
         return Made(module, module.made, None, {})
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-        callbacks: list[lightning.Callback] = [Keep(self, made)] if attached is None else [Callback(attached)]
+        callbacks: list[lightning.Callback] = [Keep(self, made)]
+        if supervise is not None:
+            callbacks += [SupervisorCallback(supervise)]  # surefoot
         trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, barebones=False, **quiet)
         trainer.fit(made.model, Loader(data))  # pyright: ignore[reportArgumentType]
 

@@ -12,7 +12,7 @@ from torch_rechub.basic.features import DenseFeature, SparseFeature
 from torch_rechub.models.multi_task import MMOE
 from torch_rechub.trainers import MTLTrainer
 
-from clients.bed import DENSE, FIELDS, TASKS, VALUES, Attached, Client, Made, Rows, telling, told
+from clients.bed import DENSE, FIELDS, TASKS, VALUES, Client, Made, Rows, Supervise, telling
 
 
 def inputs(data: Rows) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ class Rechub(Client):
     """``MTLTrainer(model, ...).train_one_epoch(loader)``."""
 
     def __init__(self) -> None:
-        super().__init__(name="torch-rechub MMOE", sane=0.05, high=3.0, glue=(attach, telling, told))
+        super().__init__(name="torch-rechub MMOE", sane=0.05, high=3.0, glue=(Rechub.train, telling))
 
     def make(self, rate: float) -> Made:
         features: list[Any] = [SparseFeature(f"id{i}", VALUES, embed_dim=8) for i in range(FIELDS)]
@@ -40,26 +40,18 @@ class Rechub(Client):
         trainer.loss_fns = [telling(made, task) for task in TASKS]
         return made
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
-        if attached is not None:
-            attach(made, attached)
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
+        if supervise is not None:
+            said = {"outputs": "probabilities", "losses": "mean"}
+            made.seen["supervisor"] = supervise(made.model, made.optimizers, **said)  # surefoot
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            made.trainer.train_one_epoch(loader(data, attached))
+            made.trainer.train_one_epoch(loader(data))
 
     def predict(self, made: Made, data: Rows) -> Tensor:
         with contextlib.redirect_stderr(io.StringIO()):
             return torch.tensor(made.trainer.predict(made.model, [inputs(data)]))
 
 
-def loader(data: Rows, attached: Attached | None) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def loader(data: Rows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     for batch in data.batches():
-        if attached is not None:
-            attached.before(tuple(batch))
         yield inputs(batch), batch.labels
-
-
-def attach(made: Made, attached: Attached) -> None:
-    def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        attached.after(*told(made))
-
-    made.optimizers[0].register_step_post_hook(after)

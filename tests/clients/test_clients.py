@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clients.bed import FAULTS, Client, Fault, Kind, Outcome, Use, named, run, run_again
+from clients.bed import FAULTS, Client, Fault, Kind, Outcome, Use, lines, named, run, run_again
 from clients.deepctr import DeepCtr
 from clients.every import CLIENTS
 
@@ -51,6 +51,11 @@ def twin(client: str, folder: Path) -> Outcome:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("twins")
+
+
+@of_each(CLIENTS)
+def test_at_most_three_lines_are_added(client: Client) -> None:
+    assert 1 <= lines(client) <= 3
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false
 """TorchRec's train pipeline, with its keyed and combined optimizers, and with tables that step within backward."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from clients.bed import DENSE, FIELDS, TASKS, VALUES, Attached, Client, Made, Rows
+from clients.bed import BATCH, DENSE, FIELDS, TASKS, VALUES, Client, Made, Rows, Supervise
 from clients.ranker import by_task, losses_of
 
 FEATURES = [f"id{i}" for i in range(FIELDS)]
@@ -46,6 +46,7 @@ class Batch(Pipelineable):
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.supervisor: Any = None
         tables = [
             EmbeddingBagConfig(name=f"t{i}", embedding_dim=8, num_embeddings=VALUES, feature_names=[FEATURES[i]])
             for i in range(FIELDS)
@@ -58,6 +59,9 @@ class Model(nn.Module):
         h = self.bottom(torch.cat([self.tables(batch.ids).values(), batch.dense], 1))
         logits = torch.cat([head(h) for head in self.heads], 1)
         losses = losses_of(logits, batch.labels)
+        if self.supervisor is not None:
+            shown = {"outputs": by_task(logits), "labels": by_task(batch.labels)}  # surefoot
+            self.supervisor.report(losses, **shown, batch=tuple(batch.rows))  # surefoot
         return torch.stack([*losses.values()]).sum(), (losses, logits)
 
 
@@ -65,7 +69,7 @@ class TorchRec(Client):
     """``TrainPipelineBase(model, optimizer, device).progress(batches)``."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(name=f"TorchRec, {kind}", sane=0.05, high=3.0, glue=(watch,))
+        super().__init__(name=f"TorchRec, {kind}", sane=0.05, high=3.0, glue=(TorchRec.train, Model.forward))
         self._kind = kind
 
     def make(self, rate: float) -> Made:
@@ -82,17 +86,17 @@ class TorchRec(Client):
             optimizer = keyed(dense, rate)
         return Made(model, [optimizer], None, {})
 
-    def train(self, made: Made, data: Rows, attached: Attached | None) -> None:
-        made.model.train()
+    def train(self, made: Made, data: Rows, supervise: Supervise | None) -> None:
+        model: Any = made.model
+        model.train()
         pipeline = TrainPipelineBase(made.model, made.optimizers[0], torch.device("cpu"))
         batches = iter([Batch.of(rows) for rows in data.batches()])
-        if attached is None:
-            for _ in range(-(-len(data.ids) // 128)):
-                losses, _ = pipeline.progress(batches)
-                for task, loss in losses.items():
-                    self.record(made, task, loss)
-            return
-        watch(made.model, attached, pipeline, batches)
+        if supervise is not None:
+            model.supervisor = supervise(model, made.optimizers)  # surefoot
+        for _ in range(-(-len(data.ids) // BATCH)):
+            losses, _ = pipeline.progress(batches)
+            for task, loss in losses.items():
+                self.record(made, task, loss)
 
     def predict(self, made: Made, data: Rows) -> Tensor:
         made.model.eval()
@@ -102,25 +106,6 @@ class TorchRec(Client):
 
 def keyed(params: Mapping[str, Tensor], rate: float) -> KeyedOptimizerWrapper:
     return KeyedOptimizerWrapper(dict(params), lambda ps: Adagrad(ps, lr=rate))
-
-
-def watch(model: nn.Module, attached: Attached, pipeline: Any, batches: Iterator[Batch]) -> None:
-    def before(model: nn.Module, inputs: tuple[Batch]) -> None:
-        if model.training:
-            attached.before(tuple(inputs[0].rows))
-            attached.batch = inputs[0]  # pyright: ignore[reportAttributeAccessIssue]
-
-    handle = model.register_forward_pre_hook(before)
-    while True:
-        try:
-            losses, logits = pipeline.progress(batches)
-        except StopIteration:
-            break
-        kept = {task: loss.detach() for task, loss in losses.items()}
-        labels: Tensor = attached.batch.labels  # pyright: ignore[reportAttributeAccessIssue]
-        if attached.after(kept, by_task(logits.detach()), by_task(labels)):
-            break
-    handle.remove()
 
 
 KEYED, COMBINED, IN_BACKWARD = TorchRec("keyed"), TorchRec("combined"), TorchRec("in backward")

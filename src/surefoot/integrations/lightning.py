@@ -1,4 +1,4 @@
-"""The monitor as a callback of Lightning, which has to be installed: ``pip install surefoot[lightning]``."""
+"""Supervisor and monitor as callbacks of Lightning, which has to be installed: ``pip install surefoot[lightning]``."""
 
 import logging
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 
 from surefoot.detect.detector import Alarm
 from surefoot.observe.monitor import Monitor
+from surefoot.recover.policy import Action
+from surefoot.supervisor import Supervisor
 
 _missing: ModuleNotFoundError | None = None
 if TYPE_CHECKING:
@@ -25,6 +27,86 @@ _log = logging.getLogger(__name__)
 def tell(alarm: Alarm, trainer: Any) -> None:
     """Log an alarm as a warning."""
     _log.warning("step %s: %s", alarm.step, alarm.reason)
+
+
+class SupervisorCallback(Callback):
+    """Gives a supervisor one call a step, and ends training when it says so.
+
+    ``training_step`` returns a dictionary with ``loss``, as Lightning wants it, and what ``Supervisor.step`` takes:
+    ``losses`` and, if there are any, ``outputs`` and ``labels``, each a dictionary by task. Under gradient accumulation
+    these are the last part's, and a capsule has the batches of all parts. The supervisor's state is in Lightning's
+    checkpoints.
+
+    Args:
+        make: makes the supervisor, from the module and its optimizers, when training starts.
+
+    Raises:
+        ModuleNotFoundError: if Lightning is missing.
+    """
+
+    def __init__(self, make: Callable[[nn.Module, list[Optimizer]], Supervisor]) -> None:
+        if _missing is not None:
+            raise _missing
+        super().__init__()
+        self._make = make
+        self.supervisor: Supervisor | None = None
+        self._state: dict[str, Any] | None = None
+        self._steps = 0  # of optimizers, as the trainer counts them
+        self._batches: list[Any] = []  # since the last step
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the supervisor, or go on from a checkpoint's."""
+        self.supervisor = self._make(pl_module, trainer.optimizers)
+        if self._state is not None:
+            self.supervisor.load_state_dict(self._state)
+        self._steps, self._batches = trainer.global_step, []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Keep what the step starts from."""
+        if not self._batches and self.supervisor is not None:
+            self.supervisor.begin()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Show the supervisor a step, if one was taken.
+
+        Raises:
+            TypeError: if ``training_step`` returned no losses by task.
+        """
+        if self.supervisor is None:
+            return
+        self._batches.append(batch)
+        if trainer.global_step == self._steps:
+            return
+        batches, self._batches, self._steps = self._batches, [], trainer.global_step
+        losses, shown, labels = _shown(outputs)
+        batch = batches[0] if len(batches) == 1 else batches
+        if self.supervisor.step(losses, outputs=shown, labels=labels, batch=batch) is Action.STOP:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the supervisor."""
+        if self.supervisor is not None:
+            self.supervisor.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the supervisor, which writes the last steps as a capsule."""
+        if self.supervisor is not None:
+            self.supervisor.__exit__(type(exception), exception, exception.__traceback__)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the supervisor's state."""
+        return {} if self.supervisor is None else self.supervisor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state for the supervisor that will be made."""
+        self._state = state_dict or None
+
+
+def _shown(outputs: Any) -> tuple[Any, Any, Any]:
+    """Return losses, outputs and labels of what ``training_step`` returned."""
+    if not (isinstance(outputs, dict) and "losses" in outputs):
+        raise TypeError(f"training_step returned {type(outputs).__name__}; expected a dictionary that has 'losses'")
+    return outputs["losses"], outputs.get("outputs"), outputs.get("labels")
 
 
 class MonitorCallback(Callback):
@@ -72,11 +154,8 @@ class MonitorCallback(Callback):
         if trainer.global_step == self._steps or self.monitor is None:
             return
         self._steps = trainer.global_step
-        if not (isinstance(outputs, dict) and "losses" in outputs):
-            got = type(outputs).__name__
-            raise TypeError(f"training_step returned {got}; expected a dictionary that has 'losses'")
-        more = {name: outputs.get(name) for name in ("outputs", "labels")}
-        alarm = self.monitor.step(outputs["losses"], **more, batch=batch)
+        losses, shown, labels = _shown(outputs)
+        alarm = self.monitor.step(losses, outputs=shown, labels=labels, batch=batch)
         if alarm is not None:
             self._on_alarm(alarm, trainer)
 
