@@ -24,6 +24,7 @@ LABORATORY: tuple[tuple[str, ...], ...] = (
     ("lab.data",),
     ("lab.metrics",),
     ("lab.data.schema",),  # batches, tasks: what models, metrics and logs have in common
+    ("lab.result_files",),
     ("lab.results",),
     ("lab.file_discovery", "lab.outcomes", "lab.settings"),
     ("lab",),  # its packages' own line of text
@@ -44,7 +45,14 @@ LIBRARY: tuple[tuple[str, ...], ...] = (
 )
 FLOORS = LABORATORY + LIBRARY
 ONLY: dict[str, set[str]] = {  # tighter than the floor
-    "lab.report": {"lab.report", "lab.results", "files", "lab.outcomes", "errors"},  # reads result files
+    "lab.report": {
+        "lab.report",
+        "lab.results",
+        "lab.result_files",
+        "files",
+        "lab.outcomes",
+        "errors",
+    },  # reads result files
     "detect": {"detect", "checks", "errors"},
 }
 WITHOUT_TORCH = ("lab.report", "detect")

@@ -16,7 +16,8 @@ from properties import over
 from surefoot.errors import InputError
 from surefoot.files import read_sums
 from surefoot.lab.outcomes import Score
-from surefoot.lab.results import Study, read
+from surefoot.lab.result_files import read
+from surefoot.lab.results import Study
 from surefoot.lab.settings import load, parse
 from surefoot.lab.study.config import RunConfig, StudyConfig, load_study, presets
 from surefoot.lab.study.protocol import run_study

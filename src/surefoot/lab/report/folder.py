@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from surefoot.files import read_checked
-from surefoot.lab import results
+from surefoot.lab import result_files
 from surefoot.lab.report.journal import divergences
 from surefoot.lab.results import Row, Study
 
@@ -63,7 +63,7 @@ class Results(Study):
         path = self.folder / "trials" / name
         if not path.exists():
             return None
-        return results.read_table(path, read_checked(path, self.folder, self.sums), text=text, needed=needed)
+        return result_files.read_table(path, read_checked(path, self.folder, self.sums), text=text, needed=needed)
 
 
 def read(folder: Path) -> Results:
@@ -72,5 +72,5 @@ def read(folder: Path) -> Results:
     Raises:
         InputError: naming the file, if one is missing or cannot be read.
     """
-    study, sums = results.read(folder)
+    study, sums = result_files.read(folder)
     return Results(study.summary, study.rows, folder, sums)

@@ -12,7 +12,7 @@ import polars as pl
 from surefoot.errors import InputError
 from surefoot.files import open_regular, parse_json, parse_toml
 from surefoot.lab.report.journal import Event, events
-from surefoot.lab.results import read_table
+from surefoot.lab.result_files import read_table
 
 _METRICS, _JOURNAL, _CONFIG = "metrics.parquet", "events.jsonl", "config.toml"
 

@@ -23,7 +23,8 @@ from typing import Any
 from surefoot.errors import InputError
 from surefoot.files import SUMS, refuse_changed
 from surefoot.lab.outcomes import Fall, Score, fall_of_method
-from surefoot.lab.results import CloseUp, Floor, Method, Study, Summary, Task, write
+from surefoot.lab.result_files import write
+from surefoot.lab.results import CloseUp, Floor, Method, Study, Summary, Task
 from surefoot.lab.settings import dump
 from surefoot.lab.study.claim import claimed
 from surefoot.lab.study.config import (
