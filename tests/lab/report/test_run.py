@@ -14,7 +14,7 @@ from lab.report.test_page import figures_of
 from surefoot.errors import InputError
 from surefoot.lab.report import html
 from surefoot.lab.report.happened import MOST_LINES, conclusion, happenings
-from surefoot.lab.report.run_figures import layer_names, losses, ratio_map, scores
+from surefoot.lab.report.run_figures import first_layer, layer_names, layers_over_time, losses, ratio_map, scores
 from surefoot.lab.report.run_folder import is_run, read_run
 from surefoot.lab.report.run_page import write_run_report
 
@@ -166,6 +166,27 @@ def test_a_supervised_loop_has_its_capsules_too(runs: dict[str, Path]) -> None:
     html = page(runs["supervised"])
     assert "of a loop of your own, which has no configuration, to see what was recorded:" in html
     assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0", "ratios-0"}
+
+
+def test_steps_that_moved_nothing_leave_a_gap_in_a_layers_line_and_rare_values_do_not(tmp_path: Path) -> None:
+    steps = range(30)
+    table = pl.DataFrame(
+        {
+            "step": steps,
+            "clip_ratio/a.weight": [None if 5 <= step < 15 else 1.0 for step in steps],
+            "l2_norm/weight/a.weight": [2.0 if step % 10 == 0 else None for step in steps],
+        }
+    )
+    table.write_parquet(tmp_path / "metrics.parquet")
+    (tmp_path / "events.jsonl").write_text('{"event": "alarm", "step": 1, "layer": "a.bias"}\n')
+    run = read_run(tmp_path)
+    figure = layers_over_time(run)
+    assert figure is not None
+    lines = {trace["name"]: trace for trace in figure.to_dict()["data"]}
+    ratio, weight = lines["Clippy's ratio"], lines["weight norm"]
+    assert [x for x, y in zip(ratio["x"], ratio["y"], strict=True) if y is None] == list(range(6, 14))  # smoothed
+    assert (list(weight["x"]), weight["mode"]) == ([0, 10, 20], "lines+markers")
+    assert first_layer(run) == "a"  # that of the alarm's bias
 
 
 def test_a_stretch_of_the_map_shows_its_largest_ratio(runs: dict[str, Path]) -> None:

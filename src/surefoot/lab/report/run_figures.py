@@ -180,8 +180,10 @@ def first_layer(run: RunFolder) -> str:
     """Return what to call the layer that is shown first: that of the first alarm, or whose ratio was the largest."""
     called = layer_names(run)
     for event in run.of_kind("alarm"):
-        if (layer := str(event.details.get("layer"))) in called:
-            return called[layer]
+        layer = str(event.details.get("layer"))
+        for name in (layer, layer.removesuffix(".bias") + ".weight"):
+            if name in called:
+                return called[name]
     largest = {name: run.steps[f"clip_ratio/{name}"].max() for name in called if name in run.named("clip_ratio")}
     finite = {name: value for name, value in largest.items() if isinstance(value, float) and math.isfinite(value)}
     return called[max(finite, key=lambda name: finite[name])] if finite else next(iter(called.values()))
@@ -221,13 +223,14 @@ def _measure(
     run: RunFolder, column: str, title: str, color: str, axis: str, label: str, *, visible: bool
 ) -> go.Scatter:
     known = run.steps.drop_nulls(column)
-    x, y = style.thinned(known, column)
+    sparse = 2 * len(known) <= len(run.steps)  # taken at some steps only; elsewhere a gap is a step that moved nothing
+    x, y = style.thinned(known if sparse else run.steps, column)
     return go.Scatter(
         x=x,
         y=y,
         yaxis=axis,
         name=title,
-        mode="lines" if 2 * len(known) > len(run.steps) else "lines+markers",  # those taken at some steps only
+        mode="lines+markers" if sparse else "lines",
         line={"color": color, "width": 1.6},
         marker={"size": 5},
         visible=visible,
