@@ -24,7 +24,6 @@ from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
 from surefoot.lab.models.ranker import LabelUnits, Ranker, task_heads
 from surefoot.lab.sources import kuairand
 from surefoot.lab.training.loop import take_step
-from surefoot.optim.embedding_tables import split_parameters
 
 
 def stand_in(folder: Path) -> Path:
@@ -99,7 +98,7 @@ def next_day_aucs(rule: surefoot.Rule, rate: float) -> list[float]:
         heads=task_heads(tasks, 64),
         units=units,
     )
-    dense, embedding = split_parameters(model)
+    dense, embedding = surefoot.split_parameters(model)
     optimizers = [
         surefoot.Adagrad(dense.values(), rate, rule=rule, nonfinite="propagate"),
         torch.optim.Adagrad(embedding.values(), 0.1, initial_accumulator_value=1e-6),

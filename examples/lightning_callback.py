@@ -1,14 +1,16 @@
-"""ClippyAdagrad and the monitor in Lightning: the module returns its losses by task, a callback does the rest."""
+"""ClippyAdagrad and the supervisor in Lightning: the module returns its losses by task, a callback does the rest."""
 
 import logging
+import tempfile
 import warnings
+from functools import partial
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import surefoot
-from surefoot.integrations.lightning import MonitorCallback
+from surefoot.integrations.lightning import SupervisorCallback
 
 
 def main() -> None:
@@ -41,8 +43,8 @@ def main() -> None:
     torch.manual_seed(0)
     x = torch.randn(2048, 16)
     rows = TensorDataset(x, (x[:, 0] + torch.randn(2048) > 0).float(), x[:, 1] + torch.randn(2048))
-    kinds = {"click": "binary", "sales": "regression"}
-    callback = MonitorCallback(lambda module, optimizers: surefoot.Monitor(module, optimizers, tasks=kinds))
+    tasks = {"click": "binary", "sales": "regression"}
+    callback = SupervisorCallback(partial(surefoot.Supervisor, folder=tempfile.mkdtemp(), tasks=tasks))
     trainer = lightning.Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -53,9 +55,10 @@ def main() -> None:
         enable_model_summary=False,
     )
     trainer.fit(Module(), DataLoader(rows, batch_size=128))
-    monitor = callback.monitor
+    assert callback.supervisor is not None
+    monitor = callback.supervisor.monitor
     assert monitor is not None
-    print(f"after step {monitor.signals_step}: {monitor.detector.verdict}")
+    print(f"after step {monitor.signals_step}: {callback.supervisor.close()}")
     for name in ("relative_loss/click", "relative_loss/sales", "clip_ratio/bottom.0.weight"):
         print(f"  {name} {monitor.values[name]:.3f}")
 

@@ -7,7 +7,6 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 import surefoot
-from surefoot.observe.attribution import attribute
 
 FEATURES = ["price", "age", "hour", "clicks_7d"]
 
@@ -42,7 +41,11 @@ def main() -> None:
             alarm = monitor.step(losses)  # tells of the step before
             if alarm:
                 print(f"step {alarm.step}: {alarm.reason}\n")
-                print(attribute(bottom, before, lambda _, batch: losses_of(model, batch), names={"input": FEATURES}))
+                print(
+                    surefoot.attribute(
+                        bottom, before, lambda _, batch: losses_of(model, batch), names={"input": FEATURES}
+                    )
+                )
                 break
         print(f"\nverdict: {monitor.close()}; written: {sorted(p.name for p in Path(folder).iterdir())}")
 

@@ -7,7 +7,6 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.models.layers import CrossNetwork, FeatureEmbedding, SharedBottom
 from surefoot.lab.models.ranker import Ranker, task_losses
 from surefoot.lab.sources import synthetic
-from surefoot.optim.embedding_tables import split_parameters
 
 
 def main() -> None:
@@ -21,7 +20,7 @@ def main() -> None:
         bottom=SharedBottom(width, [32, 32], len(tasks)),
         heads=torch.nn.ModuleDict({task.name: torch.nn.Linear(32, 1) for task in tasks}),
     )
-    dense, embedding = split_parameters(model)
+    dense, embedding = surefoot.split_parameters(model)
     clippy = surefoot.ClippyAdagrad(dense.values(), lr=0.2)
     tables = torch.optim.Adagrad(embedding.values(), lr=0.1, initial_accumulator_value=1e-6)
     surefoot.guard(clippy, tables)

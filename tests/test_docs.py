@@ -47,6 +47,14 @@ def test_toml_blocks_are_toml(page: Path):
         tomllib.loads(block)
 
 
+@pytest.mark.parametrize("path", [*PAGES, *sorted((ROOT / "examples").glob("*.py"))], ids=lambda path: path.name)
+def test_the_library_is_imported_by_its_public_names(path: Path):
+    """``surefoot`` and its integrations; the laboratory has its own modules."""
+    text = path.read_text() if path.suffix == ".py" else "\n".join(blocks(path, r"python[^\n]*"))
+    named = re.findall(r"^\s*(?:from|import) surefoot\.(\w+)", text, re.MULTILINE)
+    assert set(named) <= {"integrations", "lab"}
+
+
 def test_make_targets_that_documents_name_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {word for page in PAGES for word in re.findall(r"\bmake ([a-z-]+)\b", page.read_text())}

@@ -14,6 +14,7 @@ from surefoot.optim.clip_gradients import clip_gradients
 from surefoot.optim.clip_updates import ClipHandle, clip_updates
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
 from surefoot.optim.eager import Accumulate, Epsilon
+from surefoot.optim.embedding_tables import split_parameters
 from surefoot.optim.gradients import gradient_operations
 from surefoot.optim.groups import GroupSpec, parameter_groups
 from surefoot.optim.guard import guard
@@ -29,6 +30,7 @@ from surefoot.rules import (
     GlobalGradientClip,
     GradientClip,
     NoClip,
+    Reduce,
     Rule,
     TrustRatio,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "NoClip",
     "NonFinite",
     "Recovery",
+    "Reduce",
     "Replay",
     "Ring",
     "RollBack",
@@ -85,5 +88,6 @@ __all__ = [
     "read_capsule",
     "read_journal",
     "replay",
+    "split_parameters",
     "under_recovery",
 ]
