@@ -51,9 +51,9 @@ def prepare_and_feed(raw: Path, out: Path, threads: int) -> None:
     import surefoot
     from surefoot.lab.data.prepared import PreparedLog
     from surefoot.lab.data.sliding_window import Draw, MovingWindow
+    from surefoot.lab.file_discovery import find_files
     from surefoot.lab.ingest.description import Description
     from surefoot.lab.ingest.prepare import prepare
-    from surefoot.lab.ingest.reader import find_files
     from surefoot.lab.ingest.source import Source
     from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
     from surefoot.lab.models.ranker import Ranker

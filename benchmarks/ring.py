@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import surefoot
-from surefoot.capsule import format as capsule_files
+from surefoot.capsule import storage
 from surefoot.capsule.replay import Training, replay
 from surefoot.capsule.ring import Ring
 
@@ -85,7 +85,7 @@ def measure(layout: str, steps: int) -> None:
         path = ring.write(Path(folder))
         assert path is not None
         written = time.perf_counter()
-        capsule = capsule_files.read(path)
+        capsule = storage.read(path)
         read = time.perf_counter()
         result = replay(capsule, training(LAYOUTS[layout]), what_if={})
         replayed = time.perf_counter()

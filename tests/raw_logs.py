@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from surefoot.lab.data.prepared import MANIFEST, PreparedLog, day_path
+from surefoot.lab.file_discovery import find_files
 from surefoot.lab.ingest.description import Description
 from surefoot.lab.ingest.prepare import prepare
-from surefoot.lab.ingest.reader import find_files
 from surefoot.lab.ingest.source import Source
 
 HEADER = "date,user,price,click"

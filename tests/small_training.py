@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import surefoot
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule.format import Capsule
+from surefoot.capsule import storage
 from surefoot.capsule.replay import Training
 from surefoot.capsule.ring import Ring
+from surefoot.capsule.storage import Capsule
 from surefoot.lab.data.schema import Batch, Log
 from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
@@ -120,4 +120,4 @@ def written(ring: Ring, folder: Path, **arguments: Any) -> Capsule:
     """Return the capsule that a ring writes."""
     path = ring.write(folder, **arguments)
     assert path is not None
-    return capsule_files.read(path)
+    return storage.read(path)

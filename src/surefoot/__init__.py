@@ -1,10 +1,10 @@
 """Keeps multitask ranking models from diverging in training."""
 
 from surefoot.capsule.bad_rows import bisect
-from surefoot.capsule.format import Capsule, StepRecord
-from surefoot.capsule.format import read as read_capsule
 from surefoot.capsule.replay import Replay, Training, go_on, replay
 from surefoot.capsule.ring import Ring
+from surefoot.capsule.storage import Capsule, StepRecord
+from surefoot.capsule.storage import read as read_capsule
 from surefoot.detect.detector import Alarm, Detector, Event, FreshScore, Verdict
 from surefoot.errors import InputError, TrainingStopped
 from surefoot.observe.attribution import Attribution, attribute

@@ -19,9 +19,9 @@ from surefoot.capsule.bad_rows import (
     bisect,
 )
 from surefoot.capsule.batch_rows import rows_in, take_rows
-from surefoot.capsule.format import Capsule
 from surefoot.capsule.replay import Seen, Training, replay
 from surefoot.capsule.ring import Ring
+from surefoot.capsule.storage import Capsule
 from surefoot.errors import InputError
 from surefoot.lab.data.schema import Batch
 

@@ -21,8 +21,8 @@ from small_training import (
     training,
     written,
 )
-from surefoot.capsule.counterfactual import Hindsight
-from surefoot.capsule.recovery_test import levels
+from surefoot.capsule.counterfactual import Counterfactual
+from surefoot.capsule.recovery_test import loss_changes
 from surefoot.capsule.replay import Seen, Training, go_on, replay
 from surefoot.capsule.ring import Ring
 from surefoot.errors import InputError
@@ -46,7 +46,7 @@ def test_a_replay_in_another_process_is_equal_bit_for_bit(tmp_path: Path):
     capsule = written(record(training(clippy_adagrad), 10, every=4), tmp_path)
     code = (
         "from pathlib import Path; from small_training import *; from surefoot.capsule.replay import replay;"
-        f"r = replay(capsule_files.read(Path({str(capsule.folder)!r})), training(clippy_adagrad, seed=5));"
+        f"r = replay(storage.read(Path({str(capsule.folder)!r})), training(clippy_adagrad, seed=5));"
         "print(r.difference, r.compared, r.states, torch.get_num_threads() > 1)"
     )
     tests = Path(__file__).parent.parent
@@ -185,7 +185,7 @@ def test_what_each_rule_would_have_done_is_what_it_does(tmp_path: Path):
     capsule = written(record(training(adagrad), 1), tmp_path)
     rules = {"clippy": surefoot.Clippy(1e-3, 1e-4), "agc": surefoot.AdaptiveGradientClip(1e-3)}
     rules |= {"global": surefoot.GlobalGradientClip(0.01)}
-    told = replay(capsule, training(adagrad), what_if=rules).steps[0].hindsight.factors
+    told = replay(capsule, training(adagrad), what_if=rules).steps[0].counterfactual.factors
     for name, rule in rules.items():
         subject = training(lambda params, rule=rule: surefoot.Adagrad(params, lr=0.1, rule=rule))
         go_on(capsule, subject)
@@ -203,11 +203,11 @@ def test_what_was_clipped_is_seen_as_it_would_have_been_unclipped(make: MakeOpti
     capsule = written(record(subject, 30), tmp_path)
     clipped = training(make)
     own = surefoot.Clippy() if make is clippy_adagrad else surefoot.Clippy(relative=0.05, absolute=1e-3)
-    told = replay(capsule, clipped, what_if={"own": own}).steps[-1].hindsight.factors["own"]
+    told = replay(capsule, clipped, what_if={"own": own}).steps[-1].counterfactual.factors["own"]
     assert min(told.values()) < 0.9
     again = training(make)
-    assert told == pytest.approx(replay(capsule, again, what_if={"own": own}).steps[-1].hindsight.factors["own"])
-    ratios = replay(capsule, training(make), what_if={}).steps[-1].hindsight.clip_ratios
+    assert told == pytest.approx(replay(capsule, again, what_if={"own": own}).steps[-1].counterfactual.factors["own"])
+    ratios = replay(capsule, training(make), what_if={}).steps[-1].counterfactual.clip_ratios
     if make is clippy_adagrad:
         assert told == pytest.approx({layer: min(1.0, 1 / ratio) for layer, ratio in ratios.items()})
 
@@ -226,7 +226,7 @@ def test_going_on_under_another_rule(tmp_path: Path):
 
 
 def seen(values: list[float]) -> list[Seen]:
-    return [Seen(i, {"a": value}, {}, Hindsight({}, {})) for i, value in enumerate(values)]
+    return [Seen(i, {"a": value}, {}, Counterfactual({}, {})) for i, value in enumerate(values)]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,6 @@ def seen(values: list[float]) -> list[Seen]:
     ],
 )
 def test_survival(values: list[float], relative: bool, survived: bool):
-    level = levels(seen(values), 20, names=["a"], relative=relative)["a"]
+    level = loss_changes(seen(values), 20, names=["a"], relative=relative)["a"]
     assert level.survived is survived
     assert level.worst == (inf if nan in values else max(values[20:]))

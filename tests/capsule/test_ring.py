@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import surefoot
 from small_training import adam, nothing, record, training, written
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule import snapshot
+from surefoot.capsule import snapshot, storage
 from surefoot.capsule.replay import replay
 from surefoot.capsule.ring import Ring
 from surefoot.errors import InputError
@@ -192,7 +191,7 @@ def test_later_changes_do_not_reach_the_ring(tmp_path: Path):
     assert first is not None
     assert again is not None
     for path in (first, again):
-        capsule = capsule_files.read(path)
+        capsule = storage.read(path)
         assert torch.equal(capsule.steps[0].batch, torch.ones(2, 100))
         assert not torch.equal(capsule.state(0)["model"]["weight"], weights["weight"])  # before the step
         assert capsule.state(0)["model"]["weight"].abs().sum() > 0
@@ -361,7 +360,7 @@ def test_a_capsule_asked_for_later_holds_what_came_before_and_after(tmp_path: Pa
         paths.append(ring.observe(step, {"loss": 0.0}))
     (path,) = [path for path in paths if path is not None]
     assert paths.index(path) == 21
-    capsule = capsule_files.read(path)
+    capsule = storage.read(path)
     assert (capsule.event, capsule.steps[0].step, capsule.steps[-1].step) == (9, 6, 21)
     assert len(ring.steps) <= 5  # and then it forgets again
 
@@ -374,7 +373,7 @@ def test_it_is_written_before_anything_of_it_would_be_let_go(tmp_path: Path):
             assert ring.steps[0] == 0
             ring.write_later(1000, tmp_path, alarm={"step": 5})
     (path,) = tmp_path.iterdir()
-    steps = capsule_files.read(path).steps
+    steps = storage.read(path).steps
     assert steps[0].step == 0
     assert 5 < steps[-1].step < 39
 
@@ -417,7 +416,7 @@ def test_a_damaged_file_is_named(whole: Path, name: str, damage: Any, tmp_path: 
     copy = shutil.copytree(whole, tmp_path / "copy")
     damage(copy / name)
     with pytest.raises(InputError, match=f"{name} is (damaged|missing); |{name} is damaged: it has") as told:
-        capsule_files.read(copy)
+        storage.read(copy)
     assert "\n" not in str(told.value)
 
 
@@ -439,7 +438,7 @@ def test_a_changed_document_is_told(whole: Path, change: Any, words: str, tmp_pa
     change(document)
     (copy / "capsule.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=words):
-        assert capsule_files.read(copy).steps
+        assert storage.read(copy).steps
 
 
 def test_what_is_no_capsule(tmp_path: Path):
@@ -457,7 +456,7 @@ def test_what_is_no_capsule(tmp_path: Path):
         "cut": "capsule.json is not JSON: Unterminated string",
     }.items():
         with pytest.raises(InputError, match=words):
-            capsule_files.read(tmp_path / name)
+            storage.read(tmp_path / name)
 
 
 class Trap:
@@ -474,7 +473,7 @@ def test_a_file_made_to_run_code_is_not_run(whole: Path, tmp_path: Path, monkeyp
     document["files"][path.name] = [path.stat().st_size, __import__("zlib").crc32(path.read_bytes())]
     (copy / "capsule.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match="steps-00000000.pt cannot be read: Weights only load failed"):
-        assert capsule_files.read(copy).steps
+        assert storage.read(copy).steps
     assert not (tmp_path / "trapped").exists()
 
 

@@ -21,7 +21,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
 import surefoot
-from surefoot.capsule import format as capsule_files
+from surefoot.capsule import storage
 from surefoot.capsule.replay import Training, replay
 from surefoot.optim.unwrap import in_backward, unwrapped
 
@@ -244,7 +244,7 @@ def test_a_capsule_runs_again(wrap: Callable[[Model], Wrapped], tmp_path: Path) 
     path = ring.write(tmp_path)
     assert path is not None
     model, given, step = made()
-    result = replay(capsule_files.read(path), Training(model, [given], step))
+    result = replay(storage.read(path), Training(model, [given], step))
     assert result.difference is None
     assert result.states >= 3
 
@@ -348,7 +348,7 @@ def test_a_capsule_with_tables_within_backward_runs_again(tmp_path: Path) -> Non
     path = ring.write(tmp_path)
     assert path is not None
     model, optimizer = with_tables_in_backward()
-    result = replay(capsule_files.read(path), Training(model, [optimizer], stepping(model, optimizer)))
+    result = replay(storage.read(path), Training(model, [optimizer], stepping(model, optimizer)))
     assert result.difference is None
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from surefoot.lab.outcomes import Run, Score, difference, fall_of
+from surefoot.lab.outcomes import Score, ScoredRun, difference, fall_of
 
 
 def test_a_score_is_its_mean_and_the_samples_deviation() -> None:
@@ -53,7 +53,9 @@ def test_the_interval_holds_the_truth_in_95_of_100_draws(seeds: int) -> None:
 
 
 def test_a_rate_that_diverged_fell_wherever_it_lies() -> None:
-    fall = fall_of([Run(0.5, True, 0.5), Run(1, False, 0.9), Run(2, False, 0.89), Run(4, False, 0.8)], 0.02)
+    fall = fall_of(
+        [ScoredRun(0.5, True, 0.5), ScoredRun(1, False, 0.9), ScoredRun(2, False, 0.89), ScoredRun(4, False, 0.8)], 0.02
+    )
     assert [(rate.multiple, rate.fell, rate.lost) for rate in fall.rates] == [
         (0.5, True, False),
         (1, False, False),
@@ -65,11 +67,13 @@ def test_a_rate_that_diverged_fell_wherever_it_lies() -> None:
 
 
 def test_a_low_score_below_the_best_rate_is_slow_and_not_a_fall() -> None:
-    assert fall_of([Run(0.25, False, 0.5), Run(1, False, 0.9)], 0.02).at is None
+    assert fall_of([ScoredRun(0.25, False, 0.5), ScoredRun(1, False, 0.9)], 0.02).at is None
 
 
 def test_one_diverged_run_of_several_is_a_fall() -> None:
-    fall = fall_of([Run(1, False, 0.9), *(Run(2, diverged, 0.9) for diverged in (False, True, False))], 0.02)
+    fall = fall_of(
+        [ScoredRun(1, False, 0.9), *(ScoredRun(2, diverged, 0.9) for diverged in (False, True, False))], 0.02
+    )
     assert fall.at is not None
     assert (fall.at.diverged, fall.at.tried) == (1, 3)
     assert fall.runs(fallen=True) == (1, 3)
@@ -77,17 +81,19 @@ def test_one_diverged_run_of_several_is_a_fall() -> None:
 
 
 def test_the_best_rate_is_one_that_did_not_diverge() -> None:
-    fall = fall_of([Run(1, False, 0.9), Run(2, False, 0.95), Run(2, True, 0.5), Run(4, False, 0.89)], 0.02)
+    fall = fall_of(
+        [ScoredRun(1, False, 0.9), ScoredRun(2, False, 0.95), ScoredRun(2, True, 0.5), ScoredRun(4, False, 0.89)], 0.02
+    )
     assert [rate.fell for rate in fall.rates] == [False, True, False]
 
 
 def test_scores_that_are_undefined_or_of_another_day_lose_nothing() -> None:
-    assert fall_of([Run(1, False, math.nan), Run(2, False, math.nan)], 0.02).at is None
-    assert fall_of([Run(1, False, 0.9), Run(2, False, math.nan)], 0.02).at is None
+    assert fall_of([ScoredRun(1, False, math.nan), ScoredRun(2, False, math.nan)], 0.02).at is None
+    assert fall_of([ScoredRun(1, False, 0.9), ScoredRun(2, False, math.nan)], 0.02).at is None
 
 
 def test_everything_diverged() -> None:
-    fall = fall_of([Run(1, True, 0.5), Run(2, True, 0.5)], 0.02)
+    fall = fall_of([ScoredRun(1, True, 0.5), ScoredRun(2, True, 0.5)], 0.02)
     assert fall.short() == "1x 1/1"
     assert fall.spared == ()
 

@@ -10,9 +10,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from properties import over
-from surefoot.observe import layer_stats as survey
-from surefoot.observe.layer_stats import Look
-from surefoot.observe.step_observer import Watch
+from surefoot.observe import layer_stats
+from surefoot.observe.layer_stats import StepView
+from surefoot.observe.step_observer import StepObserver
 from surefoot.optim import kernel
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_updates import clip_updates
@@ -59,8 +59,8 @@ def draw(shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Parameter]:
     return [Parameter(torch.randn(shape)) for shape in shapes]
 
 
-def watched(params: list[Parameter], optimizer: Optimizer) -> Watch:
-    return Watch(optimizer, {str(i): p for i, p in enumerate(params)}, {}, lambda: True)
+def watched(params: list[Parameter], optimizer: Optimizer) -> StepObserver:
+    return StepObserver(optimizer, {str(i): p for i, p in enumerate(params)}, {}, lambda: True)
 
 
 def take_steps(params: list[Parameter], optimizer: Optimizer, count: int = 3) -> list[Tensor]:
@@ -85,7 +85,7 @@ def test_the_step_of_an_optimizer_without_a_rule_is_what_it_did(make: Make) -> N
     assert len(looks) == len(params)
     decay = 1 - LR * optimizer.param_groups[0]["weight_decay"] if isinstance(optimizer, Adagrad) else 1
     for p, old, look in zip(params, before, looks.values(), strict=True):
-        seen = survey.step_of(look)
+        seen = layer_stats.step_of(look)
         torch.testing.assert_close(seen.weight, old * (decay if look.adagrad else 1))
         torch.testing.assert_close(seen.lr * seen.update, seen.weight - p, atol=1e-6, rtol=1e-4)
 
@@ -103,7 +103,7 @@ def test_the_step_under_a_rule_is_the_one_that_was_asked_for(make: Any, rule: Ru
         twin.grad = p.grad
         free: Optimizer = make([twin], NoClip())
         free.step()
-        seen = survey.step_of(look)
+        seen = layer_stats.step_of(look)
         torch.testing.assert_close(seen.weight, old)
         torch.testing.assert_close(LR * seen.update, old - twin.detach(), rtol=1e-3, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_what_if_says_of_the_optimizers_own_rule_what_it_did(make: Any, rule: Ru
     take_steps(params, optimizer)
     factors = {name: f for name, f in watch.factors().items() if params[int(name)].numel()}
     assert factors
-    found = survey.full(watch.looks(), [rule], tables=())[f"what_if/{type(rule).__name__}"]
+    found = layer_stats.full(watch.looks(), [rule], tables=())[f"what_if/{type(rule).__name__}"]
     for name, factor in factors.items():
         torch.testing.assert_close(found[name], factor.float(), rtol=1e-3, atol=1e-6)
 
@@ -128,13 +128,13 @@ def test_of_a_rule_by_unit_there_are_the_mean_and_the_least() -> None:
     watch = watched([param], optimizer)
     take_steps([param], optimizer)
     rule = AdaptiveGradientClip(1e-2)
-    factor = rule(*survey.step_of(watch.looks()["0"]))
-    found = survey.full(watch.looks(), [rule, AdaptiveGradientClip(0.1)], tables=())
+    factor = rule(*layer_stats.step_of(watch.looks()["0"]))
+    found = layer_stats.full(watch.looks(), [rule, AdaptiveGradientClip(0.1)], tables=())
     torch.testing.assert_close(found[f"what_if/{rule}"]["0"], factor.mean())
     torch.testing.assert_close(found[f"what_if_min/{rule}"]["0"], factor.min())
 
 
-def looks_of(adagrad: bool, sigma: Tensor, dtype: torch.dtype) -> list[Look]:
+def looks_of(adagrad: bool, sigma: Tensor, dtype: torch.dtype) -> list[StepView]:
     generator = torch.Generator().manual_seed(0)
     several = []
     for shape in (*SHAPES, (300, 400), (70000,), (4, 4, 64)):
@@ -143,7 +143,7 @@ def looks_of(adagrad: bool, sigma: Tensor, dtype: torch.dtype) -> list[Look]:
         some = sigma if not sigma.ndim or len(shape) < 2 else sigma.expand(shape[0])
         some = sigma.flatten()[0] if sigma.ndim and len(shape) < 2 else some
         w, g, b = (x.float().to(dtype) for x in (weight, grad, beside))
-        several.append(Look(w, g, b, adagrad, 0.1, some, eps=1e-3, sign=-1.0))
+        several.append(StepView(w, g, b, adagrad, 0.1, some, eps=1e-3, sign=-1.0))
     return several
 
 
@@ -153,11 +153,11 @@ def test_the_kernel_agrees_with_torchs_operations(adagrad: bool, sigma: Tensor) 
     if not kernel.available():
         pytest.skip("no C++ compiler")
     fast, slow = looks_of(adagrad, sigma, torch.float32), looks_of(adagrad, sigma, torch.float64)
-    assert all(survey._takes(look) for look in fast)
-    assert not any(survey._takes(look) for look in slow)
-    a, b = survey.survey(fast), survey.survey(slow)
+    assert all(layer_stats._takes(look) for look in fast)
+    assert not any(layer_stats._takes(look) for look in slow)
+    a, b = layer_stats.layer_sums(fast), layer_stats.layer_sums(slow)
     torch.testing.assert_close(a.measures, b.measures, rtol=1e-3, atol=0)
-    torch.testing.assert_close(survey.least_ratios(fast), b.measures, rtol=1e-3, atol=0)
+    torch.testing.assert_close(layer_stats.least_ratios(fast), b.measures, rtol=1e-3, atol=0)
     for x, y in zip(a.moments, b.moments, strict=True):
         assert x.shape == y.shape
         torch.testing.assert_close(x.squares.double(), y.squares, rtol=1e-3, atol=1e-9)
@@ -170,9 +170,9 @@ def test_the_kernel_sees_nan_where_torch_does(adagrad: bool, where: int) -> None
     fast, slow = (looks_of(adagrad, torch.tensor(1.0), dtype) for dtype in (torch.float32, torch.float64))
     for looks in (fast, slow):
         looks[6][:3][where].view(-1)[1234] = torch.nan
-    a, b = survey.survey(fast), survey.survey(slow)
+    a, b = layer_stats.layer_sums(fast), layer_stats.layer_sums(slow)
     assert torch.equal(a.measures.isnan(), b.measures.isnan())
-    assert torch.equal(survey.least_ratios(fast).isnan(), b.measures.isnan())
+    assert torch.equal(layer_stats.least_ratios(fast).isnan(), b.measures.isnan())
     for x, y in zip(a.moments, b.moments, strict=True):
         assert torch.equal(x.squares.isnan(), y.squares.isnan())
         assert torch.equal(x.largest.isnan(), y.largest.isnan())
@@ -180,42 +180,44 @@ def test_the_kernel_sees_nan_where_torch_does(adagrad: bool, where: int) -> None
 
 def test_where_the_factor_was_0_the_update_counts_as_0() -> None:
     weight = torch.ones(2, 2)
-    seen = survey.step_of(Look(weight, weight, weight, False, 0.1, torch.tensor(0.0)))
+    seen = layer_stats.step_of(StepView(weight, weight, weight, False, 0.1, torch.tensor(0.0)))
     assert torch.equal(seen.update, torch.zeros(2, 2))
 
 
 def test_an_all_zero_accumulator_without_epsilon_gives_no_nan() -> None:
     nothing = torch.zeros(3, 3)
     for dtype in (torch.float32, torch.float64):
-        look = Look(torch.ones(3, 3, dtype=dtype), nothing.to(dtype), nothing.to(dtype), True, 0.1, torch.tensor(1.0))
-        found = survey.survey([look])
+        look = StepView(
+            torch.ones(3, 3, dtype=dtype), nothing.to(dtype), nothing.to(dtype), True, 0.1, torch.tensor(1.0)
+        )
+        found = layer_stats.layer_sums([look])
         assert torch.isinf(found.measures).all()
         assert not found.moments[0].squares[1:].any()
 
 
 def test_nothing_to_survey() -> None:
-    assert survey.survey([]).moments == []
-    assert survey.least_ratios([]).shape == (0,)
-    assert survey.full({}, ASKED, tables=()) == {}
-    assert survey.l2_norms([]) == []
+    assert layer_stats.layer_sums([]).moments == []
+    assert layer_stats.least_ratios([]).shape == (0,)
+    assert layer_stats.full({}, ASKED, tables=()) == {}
+    assert layer_stats.l2_norms([]) == []
 
 
 @over("make", {"exactly": lambda p: ClippyAdagrad(p, LR), "from the weights": lambda p: torch.optim.SparseAdam(p, LR)})
 def test_of_an_embedding_table_the_touched_rows_are_seen(make: Make) -> None:
     table = Parameter(torch.ones(5, 2))
     optimizer = make([table])
-    watch = Watch(optimizer, {}, {"table": table}, lambda: True)
+    watch = StepObserver(optimizer, {}, {"table": table}, lambda: True)
     rows, values = torch.tensor([[3, 1, 3]]), torch.tensor([[1.0, 0.0], [2.0, 2.0], [1.0, 5.0]])
     table.grad = torch.sparse_coo_tensor(rows, values, (5, 2), check_invariants=True)
     optimizer.step()
     assert watch.norms() == {}
     assert watch.measures() == ({}, {})
-    seen = survey.step_of(watch.looks()["table"])
+    seen = layer_stats.step_of(watch.looks()["table"])
     torch.testing.assert_close(seen.weight, torch.ones(2, 2))
     assert torch.equal(seen.grad, torch.tensor([[2.0, 2.0], [2.0, 5.0]]))
     if not isinstance(optimizer, ClippyAdagrad):
         torch.testing.assert_close(LR * seen.update, 1 - table.detach()[[1, 3]])
-    found = survey.full(watch.looks(), ASKED, tables={"table"})
+    found = layer_stats.full(watch.looks(), ASKED, tables={"table"})
     assert float(found["l2_norm/grad"]["table"]) == pytest.approx(37**0.5)
     assert not any(kind.startswith("what_if") for kind in found)
 
@@ -223,7 +225,7 @@ def test_of_an_embedding_table_the_touched_rows_are_seen(make: Make) -> None:
 def test_a_sparse_gradient_of_what_is_no_table_has_no_norm_in_every_step() -> None:
     param = Parameter(torch.ones(5, 2))
     optimizer = torch.optim.SGD([param], LR)
-    watch = Watch(optimizer, {"row": param}, {}, lambda: False)
+    watch = StepObserver(optimizer, {"row": param}, {}, lambda: False)
     param.grad = torch.sparse_coo_tensor(torch.tensor([[3]]), torch.ones(1, 2), (5, 2), check_invariants=True)
     optimizer.step()
     assert watch.norms() == {}
@@ -241,7 +243,7 @@ def test_weights_are_copied_only_where_the_step_cannot_be_had_otherwise() -> Non
     params = draw()
     optimizer = attached(torch.optim.AdamW(params, LR), Clippy())
     surveyed = [True, False, False]
-    watch = Watch(optimizer, {str(i): p for i, p in enumerate(params)}, {}, lambda: surveyed.pop(0))
+    watch = StepObserver(optimizer, {str(i): p for i, p in enumerate(params)}, {}, lambda: surveyed.pop(0))
     held = []
     for _ in range(3):
         take_steps(params, optimizer, 1)

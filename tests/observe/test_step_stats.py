@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from properties import RULES, over
-from surefoot.observe import step_stats as stats
+from surefoot.observe import step_stats
 from surefoot.observe.step_stats import Step
 from surefoot.rules import Clippy, GlobalGradientClip, GradientClip
 
@@ -24,7 +24,7 @@ def step(shape: tuple[int, ...]) -> Step:
 @over("shape", SHAPES)
 def test_the_statistics_are_those_of_the_tensors(shape: tuple[int, ...]) -> None:
     seen = step(shape)
-    found = stats.statistics(stats.moments(seen), seen.lr)
+    found = step_stats.statistics(step_stats.moments(seen), seen.lr)
     for name, x in {"weight": seen.weight, "grad": seen.grad, "update": 0.1 * seen.update}.items():
         torch.testing.assert_close(found[f"l2_norm/{name}"], x.norm())
         torch.testing.assert_close(found[f"linf_norm/{name}"], x.abs().max())
@@ -35,34 +35,34 @@ def test_the_statistics_are_those_of_the_tensors(shape: tuple[int, ...]) -> None
 
 @over("shape", EMPTY)
 def test_nothing_is_not_a_problem(shape: tuple[int, ...]) -> None:
-    found = stats.statistics(stats.moments(step(shape)), 0.1)
+    found = step_stats.statistics(step_stats.moments(step(shape)), 0.1)
     assert all(found[name] == 0 for name in found if name not in ("update_ratio", "dead_units"))
 
 
 def test_the_names() -> None:
-    found = stats.statistics(stats.moments(step((4, 3))), 0.1)
+    found = step_stats.statistics(step_stats.moments(step((4, 3))), 0.1)
     norms = {f"{kind}/{of}" for kind in ("l2_norm", "linf_norm", "rms") for of in ("grad", "update", "weight")}
     assert set(found) == norms | {"dead_units", "update_ratio"}
 
 
 def test_a_unit_is_dead_when_its_gradient_is_exactly_0() -> None:
     grad = torch.tensor([[0.0, 0.0], [0.0, 1e-30], [1.0, 0.0], [0.0, -0.0]])
-    seen = stats.moments(Step(torch.ones(4, 2), grad, grad, 0.1))
-    assert stats.dead_units(seen.largest[1], seen.shape) == 0.5
-    bias = stats.moments(Step(torch.ones(4), grad[:, 0], grad[:, 0], 0.1))
-    assert stats.dead_units(bias.largest[1], bias.shape) == 0.75
+    seen = step_stats.moments(Step(torch.ones(4, 2), grad, grad, 0.1))
+    assert step_stats.dead_units(seen.largest[1], seen.shape) == 0.5
+    bias = step_stats.moments(Step(torch.ones(4), grad[:, 0], grad[:, 0], 0.1))
+    assert step_stats.dead_units(bias.largest[1], bias.shape) == 0.75
     experts = grad.expand(2, 4, 2).clone()
     experts[0] = 0
-    stacked = stats.moments(Step(torch.ones(2, 4, 2), experts, experts, 0.1))
-    assert stats.dead_units(stacked.largest[1], stacked.shape) == 0.5
+    stacked = step_stats.moments(Step(torch.ones(2, 4, 2), experts, experts, 0.1))
+    assert step_stats.dead_units(stacked.largest[1], stacked.shape) == 0.5
 
 
 @over("shape", SHAPES)
 @over("rule", RULES)
-def test_a_rule_measures_of_moments_what_it_measures_of_the_step(rule: stats.Rule, shape: tuple[int, ...]) -> None:
+def test_a_rule_measures_of_moments_what_it_measures_of_the_step(rule: step_stats.Rule, shape: tuple[int, ...]) -> None:
     seen = step(shape)
     expected = rule.factor(rule.measure(*seen))
-    measure = stats.measure(rule, stats.moments(seen), lambda: seen, seen.lr)
+    measure = step_stats.measure(rule, step_stats.moments(seen), lambda: seen, seen.lr)
     torch.testing.assert_close(rule.factor(measure), expected)
 
 
@@ -71,23 +71,23 @@ def test_rules_that_add_squares_do_not_ask_for_the_step() -> None:
         raise AssertionError
 
     seen = step((4, 3))
-    assert len(stats._OF_SQUARES) == 5
-    for kind in stats._OF_SQUARES:
-        stats.measure(kind(), stats.moments(seen), never, seen.lr)
+    assert len(step_stats._OF_SQUARES) == 5
+    for kind in step_stats._OF_SQUARES:
+        step_stats.measure(kind(), step_stats.moments(seen), never, seen.lr)
 
 
 def test_a_rule_over_the_model_gives_all_layers_one_factor() -> None:
     measures = [torch.tensor(9.0), torch.tensor(16.0)]
-    assert [float(f) for f in stats.factors(GlobalGradientClip(1.0), measures)] == pytest.approx([0.2, 0.2])
-    assert [float(f) for f in stats.factors(GradientClip(1.0), measures)] == pytest.approx([1 / 3, 0.25])
-    assert stats.factors(GlobalGradientClip(1.0), []) == []
+    assert [float(f) for f in step_stats.factors(GlobalGradientClip(1.0), measures)] == pytest.approx([0.2, 0.2])
+    assert [float(f) for f in step_stats.factors(GradientClip(1.0), measures)] == pytest.approx([1 / 3, 0.25])
+    assert step_stats.factors(GlobalGradientClip(1.0), []) == []
 
 
 @over("bad", {"nan": math.nan, "inf": math.inf, "-inf": -math.inf})
 def test_what_is_not_finite_shows(bad: float) -> None:
     seen = step((4, 3))
     seen.grad[2, 1] = bad
-    found = stats.statistics(stats.moments(seen), seen.lr)
+    found = step_stats.statistics(step_stats.moments(seen), seen.lr)
     assert {name for name, value in found.items() if not value.isfinite()} == {
         "l2_norm/grad",
         "linf_norm/grad",
@@ -99,20 +99,20 @@ def test_sparse_gradients_are_their_touched_rows() -> None:
     indices, values = torch.tensor([[3, 1, 3]]), torch.tensor([[1.0, 0.0], [2.0, 2.0], [1.0, 5.0]])
     weight, beside = torch.arange(8.0).reshape(4, 2), torch.ones(4, 2)
     grad = torch.sparse_coo_tensor(indices, values, (4, 2), check_invariants=True)
-    rows = stats.touched(weight, grad, beside)
+    rows = step_stats.touched(weight, grad, beside)
     expected = (weight[[1, 3]], torch.tensor([[2.0, 2.0], [2.0, 5.0]]), beside[[1, 3]])
     assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
-    assert stats.touched(weight, beside)[0] is weight
+    assert step_stats.touched(weight, beside)[0] is weight
 
 
 def test_the_clip_ratio_is_the_inverse_of_what_clippy_measures() -> None:
     weight, update = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.5])
     seen = Step(weight, update, update, 0.1)
-    assert float(stats.clip_ratio(seen)) == pytest.approx(5.0)  # 0.1 * 0.5 / 0.01
-    assert float(stats.clip_ratio(seen, Clippy(0.1, 0.1))) == pytest.approx(0.5)
-    assert stats.clip_ratio(seen._replace(update=torch.zeros(2))) == 0
+    assert float(step_stats.clip_ratio(seen)) == pytest.approx(5.0)  # 0.1 * 0.5 / 0.01
+    assert float(step_stats.clip_ratio(seen, Clippy(0.1, 0.1))) == pytest.approx(0.5)
+    assert step_stats.clip_ratio(seen._replace(update=torch.zeros(2))) == 0
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
     x: Tensor = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
-    assert float(stats.moments(Step(x, x, x, 0.1)).squares[0, 0]) == pytest.approx(float(x.float().square().sum()))
+    assert float(step_stats.moments(Step(x, x, x, 0.1)).squares[0, 0]) == pytest.approx(float(x.float().square().sum()))

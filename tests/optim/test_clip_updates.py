@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from properties import RULES, TOLERANCE, over
 from surefoot.optim.adagrad import Adagrad
-from surefoot.optim.clip_updates import ClipHandle, clip_gradients, clip_updates
+from surefoot.optim.clip_gradients import clip_gradients
+from surefoot.optim.clip_updates import ClipHandle, clip_updates
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import (
     AdaptiveGradientClip,

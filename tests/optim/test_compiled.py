@@ -304,7 +304,7 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_for_the_process(told: dic
 
 FORKED = """
 import os, sys, signal, torch, surefoot
-from surefoot.observe import layer_stats as survey
+from surefoot.observe import layer_stats
 from surefoot.optim import kernel
 
 assert kernel.available()
@@ -313,12 +313,12 @@ torch.set_num_threads(2)
 def made(numbers):  # in the parent: of large tensors, torch's own operations hang in a child
     w = torch.nn.Parameter(torch.ones(2, numbers // 2))
     w.grad = torch.ones_like(w)
-    look = survey.Look(w.detach(), w.grad, torch.full_like(w, 1.1), True, 0.1, torch.ones(()))
+    look = layer_stats.StepView(w.detach(), w.grad, torch.full_like(w, 1.1), True, 0.1, torch.ones(()))
     return w, surefoot.ClippyAdagrad([w], 0.1), [look]
 
 def step(w, optimizer, looks):
     optimizer.step()
-    survey.survey(looks), survey.least_ratios(looks)
+    layer_stats.layer_sums(looks), layer_stats.least_ratios(looks)
     return w[-1, -1].item()
 
 several = [made(numbers) for numbers in (10, int(sys.argv[1]))]

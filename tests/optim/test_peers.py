@@ -25,7 +25,8 @@ from surefoot import (
     Rule,
     TrustRatio,
 )
-from surefoot.optim.clip_updates import clip_gradients, clip_updates
+from surefoot.optim.clip_gradients import clip_gradients
+from surefoot.optim.clip_updates import clip_updates
 
 LR = 0.125
 RULE = Clippy(1e-3, 1e-5)

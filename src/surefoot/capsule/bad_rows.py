@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from surefoot.capsule import snapshot
-from surefoot.capsule.batch_rows import Unusual, rows_in, strangeness, take_rows
-from surefoot.capsule.counterfactual import Hindsight
-from surefoot.capsule.format import Capsule, StepRecord
+from surefoot.capsule.batch_rows import UnusualValue, row_scores, rows_in, take_rows
+from surefoot.capsule.counterfactual import Counterfactual
 from surefoot.capsule.replay import Seen, Training, as_recorded, begin, run
 from surefoot.capsule.snapshot import Plain
+from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 
 _REACH = 3  # steps before the event whose batch may be to blame
@@ -21,7 +21,7 @@ _OUT_OF_LINE = 1.25  # times the highest of the steps before: less happens in an
 _FEW_STEPS, _OUT_OF_LINE_OF_FEW = 8, 2.0  # before which steps say little of what is usual
 _FEW = 24  # rows found one by one; more are no longer a few bad rows
 _RECENT = 32  # steps before the event that say what is healthy
-_NOTHING = Hindsight({}, {})
+_NOTHING = Counterfactual({}, {})
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Culprit:
+class BadRow:
     """A row whose removal helps.
 
     Args:
@@ -56,7 +56,7 @@ class Culprit:
 
     number: int
     row: int | None
-    values: list[Unusual]
+    values: list[UnusualValue]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Bisection:
     step: int
     signal: Signal
     without: float
-    rows: list[Culprit]
+    rows: list[BadRow]
     batch_rows: int
     tried: int
     complete: bool
@@ -101,7 +101,7 @@ def bisect(
     taken on the other rows.
 
     Args:
-        capsule: as ``capsule_files.read`` returns it; healthy steps before the event say what is usual.
+        capsule: as ``storage.read`` returns it; healthy steps before the event say what is usual.
         training: made as the recorded one, its rule included.
         event: the step to look at; by default the capsule's.
         take: returns some rows of a batch.
@@ -151,7 +151,7 @@ class _Search:
         batch = self.training.batch_of(record)
         count = rows_in(batch)
         before = (self.training.batch_of(each) for each in self.records[max(0, blamed - _RECENT) : blamed])
-        unusual = strangeness(batch, before, self.training.columns)
+        unusual = row_scores(batch, before, self.training.columns)
         order = sorted(range(count), key=lambda i: -unusual.rank[i])
         found, complete = self._necessary(signal, blamed, batch, order)
         kept = torch.tensor(sorted(set(range(count)) - set(found)), dtype=torch.int64, device="cpu")
@@ -162,7 +162,7 @@ class _Search:
             signal=signal,
             without=without,
             rows=[
-                Culprit(i, None if record.rows is None else int(record.rows[i]), unusual.values(i))
+                BadRow(i, None if record.rows is None else int(record.rows[i]), unusual.values(i))
                 for i in sorted(found)
             ],
             batch_rows=count,
@@ -266,11 +266,11 @@ def _names(seen: Seen) -> Iterator[tuple[str, str]]:
         yield "error", ""
     yield from (("loss", name) for name in seen.losses)
     yield from (("norm", name) for name in seen.norms)
-    yield from (("clip_ratio", name) for name in seen.hindsight.clip_ratios)
+    yield from (("clip_ratio", name) for name in seen.counterfactual.clip_ratios)
 
 
 def _number(seen: Seen, kind: str, name: str) -> float:
     if kind == "error":
         return 0.0 if seen.losses else math.nan
-    numbers = {"loss": seen.losses, "norm": seen.norms, "clip_ratio": seen.hindsight.clip_ratios}[kind]
+    numbers = {"loss": seen.losses, "norm": seen.norms, "clip_ratio": seen.counterfactual.clip_ratios}[kind]
     return numbers.get(name, math.nan)

@@ -14,7 +14,7 @@ _SHOWN = 3  # values named of a row
 
 
 @dataclass(frozen=True)
-class Unusual:
+class UnusualValue:
     """A value of a row that lies outside what the steps before have shown.
 
     Args:
@@ -62,7 +62,7 @@ def rows_in(batch: Plain) -> int:
 
 
 @dataclass(frozen=True)
-class Strangeness:
+class RowScores:
     """How far each value of a batch lies outside what was seen before."""
 
     columns: list[str]
@@ -76,19 +76,19 @@ class Strangeness:
         """How strange each row is."""
         return self.beyond.amax(1).tolist() if self.columns else [0.0] * len(self.batch)
 
-    def values(self, row: int) -> list[Unusual]:
+    def values(self, row: int) -> list[UnusualValue]:
         """Return what is outside in a row, the worst first."""
         if not self.columns:
             return []
         worst = self.beyond[row].argsort(descending=True, stable=True).tolist()
         return [
-            Unusual(self.columns[i], float(self.batch[row, i]), float(self.low[i]), float(self.high[i]))
+            UnusualValue(self.columns[i], float(self.batch[row, i]), float(self.low[i]), float(self.high[i]))
             for i in worst[:_SHOWN]
             if self.beyond[row, i] > 0
         ]
 
 
-def strangeness(batch: Plain, before: Iterable[Plain], names: Mapping[str, Sequence[str]]) -> Strangeness:
+def row_scores(batch: Plain, before: Iterable[Plain], names: Mapping[str, Sequence[str]]) -> RowScores:
     """Compare the real-valued columns of a batch with those of batches before it.
 
     Args:
@@ -108,7 +108,7 @@ def strangeness(batch: Plain, before: Iterable[Plain], names: Mapping[str, Seque
     if seen:  # in a masked task's labels NaN is nothing strange
         often = torch.stack([part.isnan().any(0) for part in seen]).double().mean(0) >= 0.5
         beyond = torch.where(values.isnan() & often, 0.0, beyond)
-    return Strangeness(columns, values, low, high, beyond)
+    return RowScores(columns, values, low, high, beyond)
 
 
 def _columns(batch: Plain, names: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:

@@ -14,7 +14,7 @@ from surefoot.rules import Clippy, Rule, Scope, broadcast, wide
 EVERY_RULE: dict[str, Rule] = {kind.__name__: kind() for kind in rules.ALL if kind is not rules.NoClip}
 
 
-class Hindsight(NamedTuple):
+class Counterfactual(NamedTuple):
     """Of one step, by layer.
 
     Args:
@@ -37,7 +37,7 @@ class _Taken(NamedTuple):
     lr: float | Tensor
 
 
-class Watch:
+class CounterfactualObserver:
     """Follow the steps of optimizers, by step hooks, until ``remove``.
 
     The update that a rule is asked about is the optimizer's own: what the rule in force took off is put back by
@@ -65,12 +65,12 @@ class Watch:
             hook.remove()
 
     @torch.no_grad()
-    def take(self) -> Hindsight:
+    def take(self) -> Counterfactual:
         """Return what there is to say of the steps since the last call, and forget them."""
         taken, self._taken = self._taken, {}
         factors = {name: _factors(rule, taken) for name, rule in self._what_if.items()}
         ratios = {name: 1.0 / float(Clippy().measure(*step)) for name, step in taken.items()}
-        return Hindsight(factors, ratios)
+        return Counterfactual(factors, ratios)
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

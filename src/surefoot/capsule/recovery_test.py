@@ -12,7 +12,7 @@ _LEARNT = 0.95  # relative loss below which a task has learnt something
 
 
 @dataclass(frozen=True)
-class Level:
+class LossChange:
     """One loss around an event.
 
     Args:
@@ -33,7 +33,7 @@ class Level:
         return self.end <= self.limit
 
 
-def levels(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: bool) -> dict[str, Level]:
+def loss_changes(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: bool) -> dict[str, LossChange]:
     """Return the level of each loss before the event and at the end.
 
     A loss has come back if its end is not above the middle between its level before and 1, the loss of a constant
@@ -48,10 +48,10 @@ def levels(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: 
         names: the losses to look at.
         relative: whether they are relative to a constant prediction's.
     """
-    return {name: _level(seen, event, name, relative) for name in names}
+    return {name: _loss_change(seen, event, name, relative) for name in names}
 
 
-def _level(seen: Sequence[Seen], event: int, name: str, relative: bool) -> Level:
+def _loss_change(seen: Sequence[Seen], event: int, name: str, relative: bool) -> LossChange:
     values = [(each.step, _or_inf(each.losses.get(name, math.nan))) for each in seen]
     values = [(step, value) for step, value in values if value or not relative]
     earlier = [value for step, value in values if step < event][-BEFORE:]
@@ -60,7 +60,7 @@ def _level(seen: Sequence[Seen], event: int, name: str, relative: bool) -> Level
     usual = 1.0 if relative and math.isnan(before) else before
     limit = (1 + usual) / 2 if relative and usual < _LEARNT else 1.5 * usual
     end = median(since[-AFTER:]) if len(since) > AFTER else math.nan
-    return Level(before, max(since, default=math.nan), end, limit)
+    return LossChange(before, max(since, default=math.nan), end, limit)
 
 
 def _or_inf(value: float) -> float:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule import snapshot
-from surefoot.capsule.counterfactual import EVERY_RULE, Hindsight, Watch
-from surefoot.capsule.format import Capsule, StepRecord
+from surefoot.capsule import snapshot, storage
+from surefoot.capsule.counterfactual import EVERY_RULE, Counterfactual, CounterfactualObserver
 from surefoot.capsule.ring import layer_norms
 from surefoot.capsule.snapshot import Plain, Stateful
+from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 from surefoot.optim.embedding_tables import split_parameters
 from surefoot.optim.unwrap import with_in_backward
@@ -76,7 +75,7 @@ class Seen:
     step: int
     losses: dict[str, float]
     norms: dict[str, float]
-    hindsight: Hindsight
+    counterfactual: Counterfactual
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def replay(capsule: Capsule, training: Training, *, what_if: Mapping[str, Rule] 
     The recorded number of threads and settings are in force meanwhile; the training is left as after the last step.
 
     Args:
-        capsule: as ``capsule_files.read`` returns it.
+        capsule: as ``storage.read`` returns it.
         training: made as the recorded one, its rule included.
         what_if: rules to ask what they would have done, by name.
 
@@ -152,7 +151,7 @@ def go_on(
     Batches, random states, rates and optimizer states are the recorded ones; only the rule is another.
 
     Args:
-        capsule: as ``capsule_files.read`` returns it.
+        capsule: as ``storage.read`` returns it.
         training: made as the recorded one but for its rule.
         more: batches to go on with after the last step.
         what_if: rules to ask what they would have done, by name.
@@ -164,7 +163,7 @@ def go_on(
     with as_recorded(capsule):
         begin(capsule, training, rules="keep")
         seen = list(run(training, capsule.steps, what_if))
-        watch = Watch(training.optimizers, _layers(training), what_if)
+        watch = CounterfactualObserver(training.optimizers, _layers(training), what_if)
         try:
             for step, batch in enumerate(more, start=seen[-1].step + 1):
                 seen.append(take(training, watch, step, batch))
@@ -198,7 +197,7 @@ def begin(capsule: Capsule, training: Training, *, rules: str) -> None:
 
 def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str, Rule]) -> Iterator[Seen]:
     """Take the steps of the records from where the training stands."""
-    watch = Watch(training.optimizers, _layers(training), what_if)
+    watch = CounterfactualObserver(training.optimizers, _layers(training), what_if)
     try:
         for record in records:
             batch = training.batch_of(record)
@@ -215,7 +214,7 @@ def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str,
         watch.remove()
 
 
-def take(training: Training, watch: Watch, step: int, batch: Plain) -> Seen:
+def take(training: Training, watch: CounterfactualObserver, step: int, batch: Plain) -> Seen:
     """Take one step, and read what it showed."""
     shown = training.step(batch)
     losses = {name: float(loss.detach() if isinstance(loss, Tensor) else loss) for name, loss in shown.items()}
@@ -256,7 +255,7 @@ def _state_differences(state: dict[str, Any], training: Training, step: int) -> 
 
 
 def _digest_differences(digests: Mapping[str, int], training: Training, step: int) -> list[Difference]:
-    now = capsule_files.digests(training.model)
+    now = storage.digests(training.model)
     return [
         Difference(step, f"{name} after the step", f"checksum {checksum}", f"checksum {now.get(name)}")
         for name, checksum in digests.items()

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot import checks
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule import snapshot
-from surefoot.capsule.format import Contents, Part, StepRecord
+from surefoot.capsule import snapshot, storage
 from surefoot.capsule.snapshot import Plain, Stateful
+from surefoot.capsule.storage import Contents, Segment, StepRecord
 from surefoot.optim.unwrap import with_in_backward
 
 
@@ -274,16 +273,16 @@ class Ring:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()  # copies may still be under way
         last = self._segments[-1].steps[-1]
-        digests = capsule_files.digests(self._model) if last.observed is not None and self._open is None else None
+        digests = storage.digests(self._model) if last.observed is not None and self._open is None else None
         contents = Contents(
             alarm=dict(alarm) if alarm is not None else None,
             facts=snapshot.facts(),
             config=config,
-            parts=[Part(segment.state, [_read(item) for item in segment.steps]) for segment in self._segments],
+            parts=[Segment(segment.state, [_read(item) for item in segment.steps]) for segment in self._segments],
             digests=digests,
         )
         name = f"step-{int((alarm or {}).get('step', last.step)):08d}"
-        return capsule_files.write(folder, name, contents, self._max_disk_bytes)
+        return storage.write(folder, name, contents, self._max_disk_bytes)
 
     def write_later(
         self, after: int, folder: Path, *, alarm: Mapping[str, Any] | None = None, config: str | None = None

@@ -36,7 +36,7 @@ def check(
     suggest: Annotated[Path | None, typer.Option(help="Write the suggested schema there.")] = None,
 ) -> None:
     """Validate a log and show what it holds: days, gaps, values, labels and drift by day; suggest a schema."""
-    from surefoot.lab.ingest import reader
+    from surefoot.lab import file_discovery
     from surefoot.lab.ingest.profile import profile
 
     if suggest is not None and (schema is not None or source is not None):
@@ -45,8 +45,8 @@ def check(
     if schema is not None or source is not None:
         found = _source(source or GENERIC, path, schema)
     else:
-        files = reader.find_files(path)
-        description = _suggested(reader.stem(path.rstrip("/")), files, suggest)
+        files = file_discovery.find_files(path)
+        description = _suggested(file_discovery.stem(path.rstrip("/")), files, suggest)
         if description is None:
             return
         found = _described(description, files)
@@ -95,8 +95,7 @@ def prepare(
 
 
 def _source(name: str, path: str, schema: Path | None) -> "Source":
-    from surefoot.lab import settings
-    from surefoot.lab.ingest import reader
+    from surefoot.lab import file_discovery, settings
     from surefoot.lab.ingest.description import Description
 
     if name == GENERIC:
@@ -105,7 +104,7 @@ def _source(name: str, path: str, schema: Path | None) -> "Source":
                 f"--schema is missing; expected a TOML file that describes the log: 'surefoot data check {path} "
                 "--suggest schema.toml' writes a first one"
             )
-        return _described(settings.load(Description, schema), reader.find_files(path))
+        return _described(settings.load(Description, schema), file_discovery.find_files(path))
     settings_known = [GENERIC, *KNOWN, *IN_MEMORY]
     if name not in KNOWN:
         raise InputError(settings.choice("source", name, settings_known))
@@ -128,8 +127,8 @@ def _described(description: "Description", files: tuple[str, ...]) -> "Source":
 def _suggested(name: str, files: tuple[str, ...], to: Path | None) -> "Description | None":
     """Show or write a suggested schema; return it, or None if a label is to be filled in first."""
     from surefoot.lab import settings
+    from surefoot.lab.file_discovery import PARQUET
     from surefoot.lab.ingest.description import Csv, Description
-    from surefoot.lab.ingest.reader import PARQUET
     from surefoot.lab.ingest.suggest import find_csv, suggest
 
     csv = Csv() if files[0].endswith(PARQUET) else find_csv(files[0])

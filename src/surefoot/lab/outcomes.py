@@ -105,7 +105,7 @@ def difference(one: Score, other: Score) -> Difference:
     return Difference(round(mean, 12), mean - half, mean + half, len(leads))
 
 
-class Run(NamedTuple):
+class ScoredRun(NamedTuple):
     """One run at a rate, whatever it was made for."""
 
     multiple: float  # of the base rate
@@ -167,11 +167,11 @@ class Fall:
     def short(self) -> str:
         """Return it as a table has it: the lowest rate, and how many of its runs diverged; or what it lost there.
 
-        >>> fall_of([Run(1, False, 0.9), Run(2, True, 0.5), Run(2, False, 0.9)], 0.02).short()
+        >>> fall_of([ScoredRun(1, False, 0.9), ScoredRun(2, True, 0.5), ScoredRun(2, False, 0.9)], 0.02).short()
         '2x 1/2'
-        >>> fall_of([Run(1, False, 0.9), Run(2, False, 0.8)], 0.02).short()
+        >>> fall_of([ScoredRun(1, False, 0.9), ScoredRun(2, False, 0.8)], 0.02).short()
         '2x AUC'
-        >>> fall_of([Run(1, False, 0.9)], 0.02).short()
+        >>> fall_of([ScoredRun(1, False, 0.9)], 0.02).short()
         '> 1x'
         """
         if self.at is None:
@@ -180,7 +180,7 @@ class Fall:
         return f"{self.at.multiple:g}x {how}"
 
 
-def fall_of(runs: Iterable[Run], allowed: float) -> Fall:
+def fall_of(runs: Iterable[ScoredRun], allowed: float) -> Fall:
     """Return where a method falls off by all of its runs.
 
     A rate falls if one of its runs diverged, wherever it lies; or if it lies above the rate with the best mean score
@@ -189,7 +189,7 @@ def fall_of(runs: Iterable[Run], allowed: float) -> Fall:
     Raises:
         ValueError: if there is no run.
     """
-    by_rate: dict[float, list[Run]] = {}
+    by_rate: dict[float, list[ScoredRun]] = {}
     for run in runs:
         by_rate.setdefault(run.multiple, []).append(run)
     if not by_rate:
@@ -207,7 +207,7 @@ def fall_of(runs: Iterable[Run], allowed: float) -> Fall:
     )
 
 
-class Trial(Protocol):
+class ScoredTrial(Protocol):
     """A line of a study's results."""
 
     @property
@@ -229,21 +229,21 @@ class Trial(Protocol):
 
 
 def fall_of_method(
-    trials: Iterable[Trial], model: str, method: str, value: float | None, *, metric: str, allowed: float
+    trials: Iterable[ScoredTrial], model: str, method: str, value: float | None, *, metric: str, allowed: float
 ) -> Fall | None:
     """Return where a method falls off on a model at a value of its threshold; None if it was never run there.
 
     Every run counts, the final ones too; scores are compared on the day that selects.
     """
     runs = [
-        Run(t.multiple, t.diverged, t.scores[metric] if t.until == "selection" else math.nan)
+        ScoredRun(t.multiple, t.diverged, t.scores[metric] if t.until == "selection" else math.nan)
         for t in trials
         if (t.model, t.method, t.value) == (model, method, value)
     ]
     return fall_of(runs, allowed) if runs else None
 
 
-def score_of(trials: Iterable[Trial], metric: str) -> Score | None:
+def score_of(trials: Iterable[ScoredTrial], metric: str) -> Score | None:
     """Return the score of some trials, a seed each; None if there is none, or if one that did not diverge has none."""
     trials = list(trials)
     alive = {trial.seed: trial.scores[metric] for trial in trials if not trial.diverged}
@@ -252,7 +252,7 @@ def score_of(trials: Iterable[Trial], metric: str) -> Score | None:
     return Score(alive, len(trials) - len(alive))
 
 
-def _rate(multiple: float, runs: list[Run]) -> Rate:
+def _rate(multiple: float, runs: list[ScoredRun]) -> Rate:
     scores = [run.score for run in runs if not run.diverged and not math.isnan(run.score)]
     mean = statistics.fmean(scores) if scores else math.nan
     return Rate(multiple, len(runs), sum(run.diverged for run in runs), mean)

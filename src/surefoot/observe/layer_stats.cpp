@@ -113,7 +113,7 @@ inline float least(const float* __restrict w, const float* __restrict g, const f
 extern "C" {
 
 // found: (7, all rows). options: for each tensor lr, eps, sign. backs: for each row.
-int surefoot_survey(int64_t tensors, const float* const* weights, const float* const* grads,
+int surefoot_layer_sums(int64_t tensors, const float* const* weights, const float* const* grads,
                     const float* const* besides, const int64_t* rows, const int64_t* widths, const float* options,
                     const float* backs, float* found, int64_t all_rows, int adagrad, float relative, float absolute,
                     int threads) {

@@ -15,17 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from surefoot.observe import step_stats as stats
+from surefoot.observe import step_stats
 from surefoot.observe.step_stats import Moments, Step
 from surefoot.optim import compiled, kernel
 from surefoot.optim.nonfinite import readable
 from surefoot.rules import Clippy, Rule, broadcast, wide
 
 _SOURCE = "observe/layer_stats.cpp"
-_FUNCTIONS = ("surefoot_survey", "surefoot_ratios")
+_FUNCTIONS = ("surefoot_layer_sums", "surefoot_ratios")
 
 
-class Look(NamedTuple):
+class StepView(NamedTuple):
     """What there is to see of one layer's step.
 
     Args:
@@ -49,7 +49,7 @@ class Look(NamedTuple):
     sign: float = 1.0
 
 
-class Survey(NamedTuple):
+class LayerSums(NamedTuple):
     """What was seen of several layers.
 
     Args:
@@ -63,7 +63,7 @@ class Survey(NamedTuple):
     clippy: Clippy
 
 
-def step_of(look: Look) -> Step:
+def step_of(look: StepView) -> Step:
     """Return the step as eq. (5) has it."""
     new = wide(look.weight)
     sigma = broadcast(look.sigma, new)
@@ -75,10 +75,10 @@ def step_of(look: Look) -> Step:
     return Step(look.beside, look.grad, update, look.lr)
 
 
-def survey(looks: Sequence[Look], clippy: Clippy = Clippy()) -> Survey:
+def layer_sums(looks: Sequence[StepView], clippy: Clippy = Clippy()) -> LayerSums:
     """Return the moments of the steps and what a Clippy rule measures of them."""
     if not looks:
-        return Survey([], kernel.floats(0), clippy)
+        return LayerSums([], kernel.floats(0), clippy)
     moments: dict[int, Moments] = {}
     measures: dict[int, Tensor] = {}
     fast: dict[bool, list[int]] = {}
@@ -87,40 +87,42 @@ def survey(looks: Sequence[Look], clippy: Clippy = Clippy()) -> Survey:
             fast.setdefault(look.adagrad, []).append(i)
         else:
             step = step_of(look)
-            moments[i], measures[i] = stats.moments(step), clippy.measure(*step)
+            moments[i], measures[i] = step_stats.moments(step), clippy.measure(*step)
     for indices in fast.values():
         found, least = _by_kernel([looks[i] for i in indices], clippy)
         moments |= zip(indices, found, strict=True)
         measures |= zip(indices, least.unbind(), strict=True)
     here = measures[0].device
     ordered = torch.stack([measures[i].float().to(here, non_blocking=True) for i in range(len(looks))])
-    return Survey([moments[i] for i in range(len(looks))], ordered, clippy)
+    return LayerSums([moments[i] for i in range(len(looks))], ordered, clippy)
 
 
-def least_ratios(looks: Sequence[Look], clippy: Clippy = Clippy()) -> Tensor:
+def least_ratios(looks: Sequence[StepView], clippy: Clippy = Clippy()) -> Tensor:
     """Return only what a Clippy rule measures of the steps, (layers,)."""
     one_sigma = all(not look.sigma.ndim for look in looks)
     if looks and one_sigma and not clippy.accumulator_relative and all(map(_takes, looks)):
         kinds = {look.adagrad for look in looks}
         if len(kinds) == 1:
             return _ratios_by_kernel(looks, clippy)
-    return survey(looks, clippy).measures
+    return layer_sums(looks, clippy).measures
 
 
-def full(looks: Mapping[str, Look], rules: Sequence[Rule], *, tables: Container[str]) -> dict[str, dict[str, Tensor]]:
+def full(
+    looks: Mapping[str, StepView], rules: Sequence[Rule], *, tables: Container[str]
+) -> dict[str, dict[str, Tensor]]:
     """Return all statistics of each layer and the factor that each rule would have given, each 0-d, by kind and layer.
 
     Rules are not asked about embedding tables. Of a rule with factors by unit, ``what_if`` is their mean and
     ``what_if_min`` the least.
     """
     names = list(looks)
-    seen = survey(list(looks.values()))
+    seen = layer_sums(list(looks.values()))
     found: dict[str, dict[str, Tensor]] = {}
     for name, moments in zip(names, seen.moments, strict=True):
-        for kind, value in stats.statistics(moments, looks[name].lr).items():
+        for kind, value in step_stats.statistics(moments, looks[name].lr).items():
             found.setdefault(kind, {})[name] = value
     asked = [i for i, name in enumerate(names) if name not in tables]
-    for label, rule in zip(stats.labels_of(rules), rules, strict=True):
+    for label, rule in zip(step_stats.labels_of(rules), rules, strict=True):
         several = _factors([looks[names[i]] for i in asked], seen, asked, rule) if asked else []
         for i, factor in zip(asked, several, strict=True):
             found.setdefault(f"what_if/{label}", {})[names[i]] = factor.float().mean()
@@ -129,7 +131,7 @@ def full(looks: Mapping[str, Look], rules: Sequence[Rule], *, tables: Container[
     return found
 
 
-def _factors(looks: Sequence[Look], seen: Survey, asked: Sequence[int], rule: Rule) -> list[Tensor]:
+def _factors(looks: Sequence[StepView], seen: LayerSums, asked: Sequence[int], rule: Rule) -> list[Tensor]:
     """Return the factor that a rule would have given at each of the layers ``looks``, numbers ``asked`` in ``seen``."""
     if rule == seen.clippy:
         measures = [seen.measures[i] for i in asked]
@@ -137,10 +139,10 @@ def _factors(looks: Sequence[Look], seen: Survey, asked: Sequence[int], rule: Ru
         measures = list(least_ratios(looks, rule).unbind())
     else:
         measures = [
-            stats.measure(rule, seen.moments[i], partial(step_of, look), look.lr)
+            step_stats.measure(rule, seen.moments[i], partial(step_of, look), look.lr)
             for i, look in zip(asked, looks, strict=True)
         ]
-    return stats.factors(rule, measures)
+    return step_stats.factors(rule, measures)
 
 
 def l2_norms(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -153,7 +155,7 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, 0.0, 1 / scale)
 
 
-def _takes(look: Look) -> bool:
+def _takes(look: StepView) -> bool:
     plain = not isinstance(look.lr, Tensor) or readable(look.lr)
     alike = look.weight.shape == look.grad.shape == look.beside.shape
     if not (plain and alike and readable(look.sigma) and kernel.takes(look.weight, look.grad, look.beside)):
@@ -161,7 +163,7 @@ def _takes(look: Look) -> bool:
     return compiled.library(_SOURCE, *_FUNCTIONS) is not None
 
 
-def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Tensor]:
+def _by_kernel(looks: Sequence[StepView], clippy: Clippy) -> tuple[list[Moments], Tensor]:
     """Return the moments and Clippy's measures; all looks under Adagrad, or none."""
     shapes = [look.weight.shape for look in looks]
     rows = [prod(shape[:-1]) if len(shape) > 1 else shape.numel() for shape in shapes]
@@ -169,7 +171,7 @@ def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Te
     backs = torch.cat([_back(look).reshape(-1) for look in looks])
     found = kernel.floats(7, sum(rows))
     sizes = [array("q", rows), array("q", widths)]
-    _call("surefoot_survey", looks, clippy, sizes, [backs, found], ctypes.c_int64(found.shape[1]))
+    _call("surefoot_layer_sums", looks, clippy, sizes, [backs, found], ctypes.c_int64(found.shape[1]))
     least = torch.segment_reduce(
         found[6], "min", lengths=torch.tensor(rows, dtype=torch.int64, device="cpu"), unsafe=True
     )
@@ -177,7 +179,7 @@ def _by_kernel(looks: Sequence[Look], clippy: Clippy) -> tuple[list[Moments], Te
     return [Moments(shape, p[:3], p[3:6]) for shape, p in zip(shapes, pieces, strict=True)], least
 
 
-def _ratios_by_kernel(looks: Sequence[Look], clippy: Clippy) -> Tensor:
+def _ratios_by_kernel(looks: Sequence[StepView], clippy: Clippy) -> Tensor:
     """Return Clippy's measures, (layers,); all looks under Adagrad, or none; one factor for each."""
     rates = torch.tensor([float(look.lr) for look in looks], dtype=torch.float32, device="cpu")
     scales = torch.stack([look.sigma for look in looks]).float() * rates
@@ -188,7 +190,7 @@ def _ratios_by_kernel(looks: Sequence[Look], clippy: Clippy) -> Tensor:
 
 def _call(
     function: str,
-    looks: Sequence[Look],
+    looks: Sequence[StepView],
     clippy: Clippy,
     sizes: "list[array[int]]",
     tensors: list[Tensor],
@@ -211,7 +213,7 @@ def _call(
     )
 
 
-def _back(look: Look) -> Tensor:
+def _back(look: StepView) -> Tensor:
     """Return what the kernel needs to go back, a float32 for each row."""
     shape = look.weight.shape
     scale = float(look.lr) * look.sigma.float()

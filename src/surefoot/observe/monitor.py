@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from surefoot.best_effort import Harmless
 from surefoot.detect.detector import Alarm, Detector, FreshScore, Verdict
 from surefoot.detect.signals import Signals
-from surefoot.observe import layer_stats as survey
+from surefoot.observe import layer_stats
 from surefoot.observe.attribution import Attribution
 from surefoot.observe.reported_forms import Forms, Losses, Outputs
 from surefoot.observe.sinks import Sink, default_sinks
-from surefoot.observe.step_observer import Watch
+from surefoot.observe.step_observer import StepObserver
 from surefoot.observe.step_record import OF_BATCH, SCORES, Combine, Reading, Record, interpreted
 from surefoot.observe.streaming_metrics import ABSENT, Kinds, UsualRows, Window, clean, label_moments
 from surefoot.optim.embedding_tables import embedding_tables
@@ -149,8 +149,8 @@ class Monitor:
         self._values: dict[str, float] = {}
         self.attribution: Attribution | None = None
 
-    def _watch(self, optimizer: Optimizer) -> Watch:
-        return Watch(optimizer, *self._held_by(optimizer), lambda: self._step % self.every == 0)
+    def _watch(self, optimizer: Optimizer) -> StepObserver:
+        return StepObserver(optimizer, *self._held_by(optimizer), lambda: self._step % self.every == 0)
 
     def _held_by(self, optimizer: Optimizer) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """Return those layers and tables that an optimizer holds."""
@@ -328,7 +328,7 @@ class Monitor:
 
     def _add_survey(self, record: Record) -> None:
         looks = {name: look for watch in self._watches for name, look in watch.looks().items()}
-        for kind, values in survey.full(looks, self.rules, tables=self._tables).items():
+        for kind, values in layer_stats.full(looks, self.rules, tables=self._tables).items():
             if kind == "l2_norm/grad":  # layers have theirs in every step
                 record.add_found(kind, self._tables, values, Combine.MAX)
             else:

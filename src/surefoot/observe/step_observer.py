@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.observe import layer_stats as survey
-from surefoot.observe.layer_stats import Look
+from surefoot.observe import layer_stats
+from surefoot.observe.layer_stats import StepView
 from surefoot.observe.step_stats import touched
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_updates import ClipHandle, handle_of
@@ -18,7 +18,7 @@ from surefoot.rules import Clippy
 Group = dict[str, Any]
 
 
-class Watch:
+class StepObserver:
     """Hooks on one optimizer that remember what cannot be had after the step.
 
     That is the rate, GradScaler's scale and, where the update does not follow from the optimizer's state, the weights
@@ -56,7 +56,7 @@ class Watch:
         self._before, self._buffers = {}, {}
 
     def look_at(self, layers: Mapping[str, nn.Parameter], tables: Mapping[str, nn.Parameter]) -> None:
-        """Look at these parameters from now on, as after ``add_param_group``."""
+        """StepView at these parameters from now on, as after ``add_param_group``."""
         self._layers, self._tables = dict(layers), dict(tables)
         self._names = {p: name for name, p in (*layers.items(), *tables.items())}
 
@@ -67,7 +67,7 @@ class Watch:
     def norms(self) -> dict[str, Tensor]:
         """Return the L2 norm of each layer's gradient, 0-d, where there is a dense one."""
         grads = {name: p.grad for name, p in self._layers.items() if p.grad is not None and not p.grad.is_sparse}
-        return dict(zip(grads, survey.l2_norms([self._unscaled(g) for g in grads.values()]), strict=True))
+        return dict(zip(grads, layer_stats.l2_norms([self._unscaled(g) for g in grads.values()]), strict=True))
 
     def factors(self) -> dict[str, Tensor]:
         """Return each layer's factor in this step, 0-d, the mean over units; nothing where there is no rule."""
@@ -82,15 +82,15 @@ class Watch:
         """
         measured = self._of_rule("measures")
         own: dict[str, Tensor] = {}
-        looks: dict[str, Look] = {}
+        looks: dict[str, StepView] = {}
         for name, p, group, rate in self._moved(self._layers):
             if p in measured and type(self._rule(group)) is Clippy:
                 own[name] = measured[p]
             elif (look := self._look(p, group, rate)) is not None:
                 looks[name] = look
-        return own, dict(zip(looks, survey.least_ratios(list(looks.values())).unbind(), strict=True))
+        return own, dict(zip(looks, layer_stats.least_ratios(list(looks.values())).unbind(), strict=True))
 
-    def looks(self) -> dict[str, Look]:
+    def looks(self) -> dict[str, StepView]:
         """Return what there is to see of each layer's and each table's step, where it can be had."""
         several = {
             name: self._look(p, group, rate) for name, p, group, rate in self._moved(self._layers | self._tables)
@@ -152,7 +152,7 @@ class Watch:
                 if p.grad is not None and name in params:
                     yield name, p, group, rate
 
-    def _look(self, p: Tensor, group: Group, rate: float | Tensor) -> Look | None:
+    def _look(self, p: Tensor, group: Group, rate: float | Tensor) -> StepView | None:
         grad = p.grad
         assert grad is not None
         terms = _adagrad_terms(self._optimizer, group)
@@ -161,11 +161,11 @@ class Watch:
             if "sum" not in self._optimizer.state[p]:
                 return None
             weight, grad, total = touched(p.detach(), grad, self._optimizer.state[p]["sum"])
-            return Look(weight, self._unscaled(grad), total, True, rate, sigma, *terms)
+            return StepView(weight, self._unscaled(grad), total, True, rate, sigma, *terms)
         if p not in self._before:
             return None
         weight, grad = touched(p.detach(), grad)
-        return Look(weight, self._unscaled(grad), self._before[p], False, rate, sigma)
+        return StepView(weight, self._unscaled(grad), self._before[p], False, rate, sigma)
 
     def _unscaled(self, grad: Tensor) -> Tensor:
         return grad if self._scale is None else grad / self._scale.to(grad.device, non_blocking=True)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from surefoot import checks
-from surefoot.optim import eager, kernel, nonfinite, sharding
-from surefoot.optim import state_loading as checkpoint
+from surefoot.optim import eager, kernel, nonfinite, sharding, state_loading
 from surefoot.optim.accumulator_start import SlowStart
 from surefoot.optim.eager import Accumulate, Epsilon, Item, Options
 from surefoot.optim.group_keys import refuse_ignored
@@ -200,7 +199,7 @@ class Adagrad(Optimizer):
             ValueError: if the state is another optimizer's, lacks keys, has other groups or another rule, or was made
                 with coupled weight decay or a decaying rate, which this optimizer does not have.
         """
-        checkpoint.load(self, super().load_state_dict, state_dict)
+        state_loading.load(self, super().load_state_dict, state_dict)
         for group in self.param_groups:
             _check(group)
 
@@ -265,7 +264,7 @@ class Adagrad(Optimizer):
             alike.setdefault(id(item.options), []).append(item)
         for items in alike.values():
             self._last.append(([item.param for item in items], items[0].options.rule, _kernel_step(items)))
-        moves = eager.moves(slow)
+        moves = eager.steppers(slow)
         measures = _over_models(moves, [move.measure() for move in moves])
         for move, measure in zip(moves, measures, strict=True):
             move.apply(move.options.rule.factor(measure))
@@ -278,7 +277,7 @@ class Adagrad(Optimizer):
                 self.state[item.param]["step"] += ~item.skip
 
 
-def _over_models(moves: Sequence[eager.Move], measures: list[Tensor]) -> list[Tensor]:
+def _over_models(moves: Sequence[eager.Stepper], measures: list[Tensor]) -> list[Tensor]:
     """Return the measures, those of equal rules that cover the whole model combined into one."""
     parts: dict[Rule, list[Tensor]] = {}
     for move, measure in zip(moves, measures, strict=True):

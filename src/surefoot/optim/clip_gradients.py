@@ -8,7 +8,7 @@ from torch import Tensor
 from surefoot.optim.nonfinite import any_of, not_finite
 from surefoot.optim.sharding import refuse_sharded
 from surefoot.optim.sparse import at_its_places, by_row
-from surefoot.optim.weight_deltas import Before, Move, factors, move_of
+from surefoot.optim.weight_deltas import WeightDelta, WeightSnapshot, delta_of, factors
 from surefoot.rules import Rule, Scope, broadcast, checked
 
 
@@ -49,18 +49,18 @@ def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]
 
 @torch.no_grad()
 def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
-    moves: list[Move] = []
+    moves: list[WeightDelta] = []
     grads: list[Tensor] = []
     for param in params:
         if param.grad is None:
             continue
         if param.grad.is_sparse:
             param.grad = param.grad.coalesce()
-        before, grad = Before(param), by_row(param.grad)
+        before, grad = WeightSnapshot(param), by_row(param.grad)
         if grad.is_sparse:
             rows = tuple(grad.indices())
-            before = Before(param[rows], rows)
-        moves.append(move_of(param, before, grad, rule, 1.0))
+            before = WeightSnapshot(param[rows], rows)
+        moves.append(delta_of(param, before, grad, rule, 1.0))
         grads.append(param.grad)
     bad = not_finite(grads)
     if rule.scope is Scope.MODEL and bad:

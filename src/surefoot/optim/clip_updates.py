@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.optim import LBFGS, Adagrad, Optimizer, SparseAdam
 
 from surefoot.optim import kernel
-from surefoot.optim.clip_gradients import clip_gradients as clip_gradients
 from surefoot.optim.hooks import Around, Flag, Part, around, but_not, held, parts_of
 from surefoot.optim.nonfinite import NonFinite, Skips, not_finite
 from surefoot.optim.sparse import by_row
 from surefoot.optim.unwrap import unwrapped
-from surefoot.optim.weight_deltas import Before, Move, apply, factors, move_of
+from surefoot.optim.weight_deltas import WeightDelta, WeightSnapshot, apply, delta_of, factors
 from surefoot.rules import Clippy, Rule, checked
 
 _MOVE_TOUCHED_ROWS = (Adagrad, SparseAdam)  # and no others under a sparse gradient; SGD's momentum moves old ones too
@@ -88,8 +87,8 @@ class ClipHandle(Part):
         self._factors: dict[Tensor, Tensor] = {}
         self._measures: dict[Tensor, Tensor] = {}
         self._buffers: dict[Tensor, Tensor] = {}
-        self._before: dict[Tensor, Before] = {}
-        self._moves: dict[Tensor, Move] = {}
+        self._before: dict[Tensor, WeightSnapshot] = {}
+        self._moves: dict[Tensor, WeightDelta] = {}
         self._bad: Flag = False  # whether this step is to be counted as skipped
         self._skips = Skips(f"clip_updates on {type(optimizer).__name__}")
         for param, group in self._covered():  # before any hook is there
@@ -162,11 +161,11 @@ class ClipHandle(Part):
         """Forget the step."""
         self._bad, self._moves = False, {}
 
-    def _measured(self, concerned: Callable[[Rule], bool], grad_scale: Tensor | None = None) -> Iterator[Move]:
+    def _measured(self, concerned: Callable[[Rule], bool], grad_scale: Tensor | None = None) -> Iterator[WeightDelta]:
         for param, group in self._covered():
             rule = group.get("rule", self._rule)
             if param.grad is not None and param in self._before and concerned(rule):
-                yield move_of(param, self._before[param], param.grad, rule, group["lr"], grad_scale)
+                yield delta_of(param, self._before[param], param.grad, rule, group["lr"], grad_scale)
 
     def _clip(self, found_inf: Tensor | None) -> None:
         self._clip_by_kernel()
@@ -216,7 +215,7 @@ class ClipHandle(Part):
             grad = by_row(param.grad) if rows_alone and param.grad is not None else None
             if grad is not None and grad.is_sparse:
                 rows = tuple(grad.indices())
-                self._before[param] = Before(param[rows], rows)
+                self._before[param] = WeightSnapshot(param[rows], rows)
                 continue
             buffer = self._buffers.get(param)
             if buffer is not None and buffer.shape != param.shape:
@@ -226,7 +225,7 @@ class ClipHandle(Part):
                 )
             if buffer is None or (buffer.dtype, buffer.device) != (param.dtype, param.device):
                 buffer = self._buffers[param] = torch.empty_like(param, requires_grad=False)
-            self._before[param] = Before(buffer)
+            self._before[param] = WeightSnapshot(buffer)
             targets.append(param)
         if targets:
             torch._foreach_copy_([self._buffers[p] for p in targets], targets)  # pyright: ignore[reportPrivateImportUsage]

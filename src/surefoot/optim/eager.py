@@ -1,7 +1,7 @@
 """One step of eq. (5) with Adagrad's direction, in torch's own operations: any rule, any device, no host wait.
 
 A step has two halves. ``measure`` takes the direction and what the rule wants to know; then, when every factor is
-known, ``apply`` moves the weights. Large tensors on the CPU go through both halves tile by tile, so that
+known, ``apply`` steppers the weights. Large tensors on the CPU go through both halves tile by tile, so that
 intermediate results stay in the cache; what would have to be kept between the halves is computed again. Small
 tensors are gathered into one, so that hundreds of them do not cost hundreds of times a dozen launches.
 """
@@ -74,7 +74,7 @@ class _Piece(NamedTuple):
     total: Tensor
 
 
-class Move(ABC):
+class Stepper(ABC):
     """What one or several parameters are about to do."""
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -88,12 +88,12 @@ class Move(ABC):
 
     @abstractmethod
     def apply(self, factor: Tensor) -> None:
-        """Move the weights by the factor, shaped as the rule makes it of the measure."""
+        """Stepper the weights by the factor, shaped as the rule makes it of the measure."""
 
 
-def moves(items: Sequence[Item]) -> list[Move]:
-    """Return the moves of a step, small tensors of equal options together."""
-    found: list[Move] = []
+def steppers(items: Sequence[Item]) -> list[Stepper]:
+    """Return the steppers of a step, small tensors of equal options together."""
+    found: list[Stepper] = []
     small: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
         item = item._replace(grad=by_row(item.grad))
@@ -114,7 +114,7 @@ def _gathers(item: Item) -> bool:
     return item.options.rule.scope is not Scope.UNIT and item.param.numel() <= _SMALL and not item.param.is_neg()
 
 
-class _Whole(Move):
+class _Whole(Stepper):
     """One dense parameter, in tiles if it is large and on the CPU."""
 
     def __init__(self, item: Item) -> None:
@@ -163,7 +163,7 @@ class _Whole(Move):
         return torch.empty_like(self.pieces[0].total)
 
 
-class _Rows(Move):
+class _Rows(Stepper):
     """The touched rows of one parameter, whose gradient is as ``by_row`` returns it."""
 
     def __init__(self, item: Item) -> None:
@@ -186,7 +186,7 @@ class _Rows(Move):
         item.total.index_copy_(0, self.rows, self.total)
 
 
-class _Gathered(Move):
+class _Gathered(Stepper):
     """Many small dense parameters of equal options as one vector."""
 
     def measure(self) -> Tensor:

@@ -17,26 +17,31 @@ Rows = tuple[Tensor, ...]
 _PIECE = 1 << 16  # elements; a piece stays in a core's cache between the passes over it
 
 
-class Before(NamedTuple):
+class WeightSnapshot(NamedTuple):
     """What is remembered of a weight: all of it, or the rows named."""
 
     weight: Tensor
     rows: Rows | None = None
 
 
-class Move(NamedTuple):
+class WeightDelta(NamedTuple):
     """What one parameter did in a step."""
 
     param: Tensor
-    before: Before
+    before: WeightSnapshot
     touched: Rows | None  # the rows that a sparse gradient holds
     rule: Rule
     measure: Tensor
 
 
-def move_of(
-    param: Tensor, before: Before, grad: Tensor, rule: Rule, lr: float | Tensor, grad_scale: Tensor | None = None
-) -> Move:
+def delta_of(
+    param: Tensor,
+    before: WeightSnapshot,
+    grad: Tensor,
+    rule: Rule,
+    lr: float | Tensor,
+    grad_scale: Tensor | None = None,
+) -> WeightDelta:
     r"""Return the move from ``before`` to ``param``, whose update is :math:`r = (w_{old} - w_{new}) / \eta`.
 
     A rate of 0 counts as 1: r is 0 then, but for optimizers that do not heed their rate. Under a sparse gradient,
@@ -65,10 +70,10 @@ def move_of(
         measure = torch.cat(parts, dim=-units)
     else:
         measure = rule.combine(torch.stack(parts, dim=-1))
-    return Move(param, before, touched, rule, measure)
+    return WeightDelta(param, before, touched, rule, measure)
 
 
-def factors(moves: list[Move]) -> list[Tensor]:
+def factors(moves: list[WeightDelta]) -> list[Tensor]:
     """Return sigma for each move; moves whose equal rules cover the whole model share one."""
     parts: dict[Rule, list[Tensor]] = {}
     for move in moves:
@@ -81,7 +86,7 @@ def factors(moves: list[Move]) -> list[Tensor]:
     ]
 
 
-def apply(move: Move, factor: Tensor) -> None:
+def apply(move: WeightDelta, factor: Tensor) -> None:
     r"""Set :math:`w_{old} + \sigma\,(w_{new} - w_{old})` where sigma is not 1, in float32 or better."""
     param, (old, rows), touched = move.param, move.before, move.touched
     if readable(factor) and bool((factor == 1).all()):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from surefoot.capsule.format import StepRecord
 from surefoot.capsule.replay import Training
+from surefoot.capsule.storage import StepRecord
 from surefoot.optim.unwrap import in_backward
 from surefoot.recover.buffers import Buffers
 from surefoot.recover.lr_scale import Throttle

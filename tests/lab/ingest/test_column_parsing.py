@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from properties import over
 from raw_logs import described
 from surefoot.errors import InputError
-from surefoot.lab.ingest.column_parsing import ORDER, typed
+from surefoot.lab.ingest.column_parsing import typed
 from surefoot.lab.ingest.description import Csv, Day
 from surefoot.lab.ingest.reader import ROW, Rejections
+from surefoot.lab.ingest.times import ORDER
 
 FIRST = datetime(2024, 5, 1, 22, 30)
 NAN = math.nan

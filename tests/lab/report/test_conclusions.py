@@ -1,11 +1,11 @@
-"""From trials to findings: what is said follows from the numbers alone."""
+"""From trials to conclusions: what is said follows from the numbers alone."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from surefoot.lab.report.conclusions import entries, final_score, findings, searching
+from surefoot.lab.report.conclusions import conclusions, entries, final_score, searching
 from surefoot.lab.report.folder import Results
 from surefoot.lab.report.notices import notices
 from surefoot.lab.report.tables import main_table, task_tables
@@ -98,7 +98,7 @@ def test_the_model_that_shows_most_comes_first_and_gets_its_own_numbers() -> Non
         (NAIVE, "large", (2, 2, 2), (0.90, 0.902)),
         (CLIPPY, "large", (0.9, 0.9, 0.9), (0.91, 0.913)),
     )
-    large, small = findings(results)
+    large, small = conclusions(results)
     assert (large.model, small.model) == ("large", "small")
     assert large.headline == (
         "On large, naive Adagrad diverges from 1x on (3 of 5 runs); Clippy, untuned, holds at every rate up to 16x "
@@ -115,7 +115,7 @@ def test_a_rule_other_than_clippy_may_win() -> None:
         (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.912)),
         floors=(0.97, 0.972),
     )
-    (found,) = findings(results)
+    (found,) = conclusions(results)
     assert "naive Adagrad loses over 2 points of AUC from 4x on (1 of 2 runs diverged);" in found.headline
     assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x has 91.10" in found.headline
     assert found.headline.endswith("No method beats the linear floor (97.10 ± 0.14).")
@@ -130,7 +130,7 @@ def test_every_clippy_of_a_study_is_in_the_headline_and_the_better_one_compared(
         (CLIPPY, "small", (0.9, 0.9, 0.9), (0.92, 0.922)),
         (GC, "small", (0.9, 0.9, 0.9), (0.96, 0.962)),
     )
-    headline = findings(results)[0].headline
+    headline = conclusions(results)[0].headline
     assert "Clippy from 0.1, untuned, diverges at 16x (1 of 1 run); Clippy, untuned, holds at every rate" in headline
     assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x has 92.10" in headline
 
@@ -145,7 +145,7 @@ def test_every_clippy_of_a_study_is_in_the_headline_and_the_better_one_compared(
 )
 def test_warm_up_cures_where_the_plain_optimizer_fell_or_it_does_not(warmed: tuple[Any, ...], said: str) -> None:
     runs = ((NAIVE, "small", (0.9, (2, 3), 40), (0.9, 0.9)), (WARM, "small", warmed, (0.9, 0.9)))
-    (found,) = findings(study(*runs))
+    (found,) = conclusions(study(*runs))
     assert found.details[0] == (
         "Naive Adagrad diverges in its first steps (at steps 2 to 3 of 100) at 4x, "
         "after a healthy stretch (at step 40 of 100) at 16x."
@@ -158,12 +158,16 @@ class TestHeadlinesThatTheTableWouldContradict:
 
     def test_nothing_holds_at_every_rate_that_diverged_below_its_best(self) -> None:
         results = study((CLIPPY, "small", (7, 0.9, 0.9), (0.9, 0.9)))
-        assert "holds" not in findings(results)[0].headline
-        assert "Clippy, untuned, diverges at 1x (1 of 3 runs), yet not at 4x and 16x." in findings(results)[0].headline
+        assert "holds" not in conclusions(results)[0].headline
+        assert (
+            "Clippy, untuned, diverges at 1x (1 of 3 runs), yet not at 4x and 16x." in conclusions(results)[0].headline
+        )
 
     def test_nothing_holds_whose_final_run_diverged(self) -> None:
         results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.9, 0.9, 7)))
-        assert "Clippy, untuned, diverges at 1x (1 of 4 runs), yet not at 4x and 16x." in findings(results)[0].headline
+        assert (
+            "Clippy, untuned, diverges at 1x (1 of 4 runs), yet not at 4x and 16x." in conclusions(results)[0].headline
+        )
 
     def test_the_best_is_not_crowned_on_its_survivors(self) -> None:
         results = study(
@@ -171,7 +175,7 @@ class TestHeadlinesThatTheTableWouldContradict:
             (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.912)),
         )
         assert [entry.who for entry in entries(results, "small")] == ["Clippy", "GC"]
-        headline = findings(results)[0].headline
+        headline = conclusions(results)[0].headline
         assert "Best on day-07: Clippy at 1x, AUC 91.10 ± 0.14; next, GC at 1x, threshold 0.1 has" in headline
         assert "99.00 (1 of 2 seeds diverged), and more of its seeds diverged." in headline
         (group,) = main_table(results)
@@ -186,7 +190,7 @@ class TestHeadlinesThatTheTableWouldContradict:
 
     def test_only_is_not_said_of_a_rate_above_which_it_holds(self) -> None:
         results = study((NAIVE, "small", (7, 7, 7), (7, 8)), (CLIPPY, "small", (0.9, (0.9, 7, 0.9), 0.9), (0.9, 0.9)))
-        headline = findings(results)[0].headline
+        headline = conclusions(results)[0].headline
         assert "naive Adagrad diverges from 1x on (5 of 5 runs); " in headline
         assert "Clippy, untuned, diverges at 4x (1 of 3 runs), yet not at 16x." in headline
         assert "only" not in headline
@@ -194,7 +198,7 @@ class TestHeadlinesThatTheTableWouldContradict:
     def test_a_floor_worse_than_a_constant_makes_nothing_good(self) -> None:
         results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.6, 0.6), (1.2, 1.2)), floors=(0.45, 0.46), judged=True)
         assert "above the linear floor (45.50 ± 0.71); the floor itself is no better than a constant." in str(
-            findings(results)[0].details
+            conclusions(results)[0].details
         )
         (table,) = task_tables(results)
         cell = dict(table.rows)["best against the floor"][0]
@@ -222,7 +226,7 @@ def test_diverged_seeds_are_counted_and_undefined_scores_are_no_score() -> None:
 def test_without_a_plain_optimizer_and_without_clippy_the_best_is_still_named() -> None:
     agc = method("AGC", "agc", edge=True)
     results = study((GC, "small", (0.9, 0.9, 0.9), (0.9, 0.91)), (agc, "small", (0.9, 0.9, 0.9), (0.95, 0.96)))
-    (found,) = findings(results)
+    (found,) = conclusions(results)
     assert found.headline.startswith("Best on day-07: AGC at 1x")
     assert [entry.who for entry in entries(results, "small")] == ["AGC", "GC"]
     assert searching(results)[1] == (
@@ -237,7 +241,7 @@ def test_the_floor_too_is_at_an_edge() -> None:
 
 
 class TestNotices:
-    """What stands above all findings."""
+    """What stands above all conclusions."""
 
     RUNS = (GC, "small", (0.9, 0.9, 0.9), (0.9, 0.91, 0.92))
 

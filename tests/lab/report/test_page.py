@@ -14,7 +14,7 @@ import pytest
 from lab.report.conftest import Change, resum
 from lab.report.small_study import SECTIONS
 from surefoot.errors import InputError
-from surefoot.lab.report.conclusions import findings
+from surefoot.lab.report.conclusions import conclusions
 from surefoot.lab.report.folder import read
 from surefoot.lab.report.page import write_report
 from surefoot.lab.report.tables import main_table, task_tables
@@ -44,7 +44,7 @@ def test_the_page_stands_alone(study: Path) -> None:
 def test_the_page_says_what_was_found(study: Path) -> None:
     html = page(study)
     results = read(study)
-    for finding in findings(results):
+    for finding in conclusions(results):
         assert finding.headline in html
         assert all(line in html for line in finding.details)
     for line in results.table():

@@ -16,9 +16,9 @@ def method(name: str, rule: str, warmup_steps: int = 0) -> Method:
 def test_every_method_looks_different_and_the_same_wherever_it_stands() -> None:
     methods = [method("naive", "naive"), method("warm", "naive", 60), method("Clippy", "clippy")]
     methods += [method(f"GC {i}", "gc") for i in range(12)] + [method("Clippy 2", "clippy")]
-    looks = style.looks(methods)
+    looks = style.line_styles(methods)
     assert len({(look.color, look.dash) for look in looks.values()}) == len(methods)
-    assert {name: style.looks(methods[::-1])[name] for name in ("naive", "warm")} == {
+    assert {name: style.line_styles(methods[::-1])[name] for name in ("naive", "warm")} == {
         name: looks[name] for name in ("naive", "warm")
     }
 

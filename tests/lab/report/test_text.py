@@ -2,7 +2,7 @@
 
 import pytest
 
-from surefoot.lab.outcomes import Run, Score, fall_of
+from surefoot.lab.outcomes import Score, ScoredRun, fall_of
 from surefoot.lab.report import text
 from surefoot.lab.report.text import Entry, Falling
 
@@ -14,7 +14,7 @@ FAR = Entry("LAMB", "2x, scale 0.1", Score.over([0.95, 0.951, 0.952]))
 def falling(who: str, **rates: str) -> Falling:
     """Return where a method falls, told by the runs at each rate: "." held, "x" diverged, "-" lost AUC."""
     scores = {".": 0.9, "x": 0.5, "-": 0.8}
-    runs = [Run(float(name[1:]), run == "x", scores[run]) for name, told in rates.items() for run in told]
+    runs = [ScoredRun(float(name[1:]), run == "x", scores[run]) for name, told in rates.items() for run in told]
     return Falling(who, fall_of(runs, 0.02))
 
 

@@ -13,7 +13,7 @@ from surefoot.lab.data.prepared import PreparedLog
 from surefoot.lab.data.schema import Log
 from surefoot.lab.ingest.column_parsing import typed
 from surefoot.lab.ingest.description import Description
-from surefoot.lab.ingest.ingest_state import Before, Work
+from surefoot.lab.ingest.ingest_state import ExistingLog, Preparation
 from surefoot.lab.ingest.prepare import prepare
 from surefoot.lab.ingest.reader import Rejections, read
 from surefoot.lab.ingest.source import Source
@@ -336,6 +336,6 @@ def test_side_rows_left_out_are_told_and_a_changed_side_file_starts_anew(tmp_pat
     for author in ("123", "124"):
         table(videos, VIDEO, [CLIP | {"author_id": author, "tag": author}])
         source = kuairand.source(str(folder))
-        work = Work.under_way(Before(out, {}), source.description, list(source.files), source.beside, 100)
+        work = Preparation.under_way(ExistingLog(out, {}), source.description, list(source.files), source.beside, 100)
         digests.add(work.state["digest"])
     assert len(digests) == 2

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule.format import Capsule
+from surefoot.capsule import storage
 from surefoot.capsule.ring import Ring
+from surefoot.capsule.storage import Capsule
 from surefoot.lab.data.schema import Batch
 from surefoot.lab.settings import dump
 from surefoot.lab.study.config import RunConfig
@@ -67,4 +67,4 @@ def capsule_of(
         ring.observe(step, losses | {f"relative_loss/{name}": value for name, value in relative})
     path = ring.write(folder, alarm={"step": alarm, **ALARM}, config=dump(config) if written == "" else written)
     assert path is not None
-    return capsule_files.read(path)
+    return storage.read(path)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lab.study.recorded_run import DRIFT, TINY, capsule_of
-from surefoot.capsule import format as capsule_files
-from surefoot.capsule.format import Capsule, StepRecord
-from surefoot.capsule.recovery_test import levels
+from surefoot.capsule import storage
+from surefoot.capsule.recovery_test import loss_changes
 from surefoot.capsule.replay import replay
+from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 from surefoot.lab.data.schema import Batch
 from surefoot.lab.settings import dump
@@ -43,13 +43,13 @@ def test_naive_falls_on_the_drift_day_and_clippy_would_have_survived(drifted: Ca
     assert list(found.went_on) == ["naive", "clippy"]
     assert [seen[-1].step for seen in found.went_on.values()] == [289, 289]  # 60 of them in the log, not in the capsule
     outcome = {
-        rule: [level.survived for level in levels(seen, 225, names=found.judged, relative=True).values()]
+        rule: [level.survived for level in loss_changes(seen, 225, names=found.judged, relative=True).values()]
         for rule, seen in found.went_on.items()
     }
     assert not all(outcome["naive"])
     assert all(outcome["clippy"])
     event = next(seen for seen in found.replay.steps if seen.step == 225)
-    assert event.hindsight.clip_ratios["bottom.layers.0.weight"] > 5
+    assert event.counterfactual.clip_ratios["bottom.layers.0.weight"] > 5
     words = [part for part in replay_tables.page(found) if isinstance(part, str)]
     assert words[-2].startswith("Under naive the run does not survive: ")
     assert words[-1] == "Under clippy the run survives, to step 289."
@@ -125,9 +125,9 @@ def test_every_capsule_of_a_run_that_was_slowed_held_and_rolled_back_is_equal_bi
     folders = sorted((tmp_path / "run" / "capsules").iterdir())
     assert folders
     for folder in folders:
-        capsule = capsule_files.read(folder)
+        capsule = storage.read(folder)
         assert replay(capsule, rebuild(capsule).training).difference is None
-    notes = [step.note for folder in folders for step in capsule_files.read(folder).steps]
+    notes = [step.note for folder in folders for step in storage.read(folder).steps]
     assert {note["held"] for note in notes} == {0, 1}
     assert min(note["rate_factor"] for note in notes) < 1
 
@@ -143,7 +143,7 @@ def test_an_unknown_rule_is_told_before_anything_runs(drifted: Capsule):
 def test_a_rule_is_judged_though_the_alarm_is_at_the_first_step(tmp_path: Path):
     found = examined(capsule_of(TINY, tmp_path, alarm=0, after=20).folder, rule="gc", steps=20)
     for seen in found.went_on.values():
-        for level in levels(seen, 0, names=found.judged, relative=True).values():
+        for level in loss_changes(seen, 0, names=found.judged, relative=True).values():
             assert (math.isnan(level.before), level.limit, level.survived) == (True, 1.5, True)
     words = [part for part in replay_tables.page(found) if isinstance(part, str)]
     assert words[-2:] == [f"Under {rule} the run survives, to step 20." for rule in ("clippy", "gc")]

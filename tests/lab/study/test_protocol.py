@@ -21,7 +21,7 @@ from surefoot.lab.results import Study
 from surefoot.lab.settings import load, parse
 from surefoot.lab.study.config import RunConfig, StudyConfig, load_study, presets
 from surefoot.lab.study.protocol import run_study
-from surefoot.lab.study.runner import Search, Setting, plan_of
+from surefoot.lab.study.runner import Search, Setting, planned_trial
 from surefoot.lab.study.trial import assemble, load_log, read_result
 
 CONFIG = {
@@ -280,7 +280,7 @@ def test_a_method_may_have_its_own_accumulators_start():
             {"name": "its own", "rule": {"name": "naive"}, "initial_accumulator_value": 0.0},
         ]
     )
-    plans = [plan_of(study, study.models[0], method, Setting(1.0), 0, "final") for method in study.methods]
+    plans = [planned_trial(study, study.models[0], method, Setting(1.0), 0, "final") for method in study.methods]
     assert [plan.run.training.initial_accumulator_value for plan in plans] == [0.1, 0.0]
     assert plans[0].trial != plans[1].trial
     optimizer = assemble(plans[1].run, load_log(study.data)).dense

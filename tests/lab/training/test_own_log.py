@@ -12,9 +12,9 @@ import own_log
 from properties import over
 from small_training import record, training, written
 from surefoot.capsule.bad_rows import bisect
-from surefoot.capsule.batch_rows import strangeness
-from surefoot.capsule.counterfactual import Hindsight
-from surefoot.capsule.recovery_test import levels
+from surefoot.capsule.batch_rows import row_scores
+from surefoot.capsule.counterfactual import Counterfactual
+from surefoot.capsule.recovery_test import loss_changes
 from surefoot.capsule.replay import Seen, replay
 from surefoot.detect.detector import Detector, Verdict
 from surefoot.lab.data.schema import Batch, Log, Task
@@ -189,16 +189,16 @@ def test_a_label_that_is_not_observed_is_not_unusual():
 
     names = {"batch[1]": ("like", "rating")}
     before = [batch(math.nan), batch(0.5)]
-    assert strangeness(batch(math.nan), before, names).beyond.isfinite().all()
-    rare = strangeness(batch(math.nan), [*before, batch(0.5)], names)  # in one of three batches
+    assert row_scores(batch(math.nan), before, names).beyond.isfinite().all()
+    rare = row_scores(batch(math.nan), [*before, batch(0.5)], names)  # in one of three batches
     assert rare.beyond[:, 2].isinf().tolist() == [True, False] * 4
-    assert strangeness(batch(math.inf), before, names).values(0)[0].column == "rating"
+    assert row_scores(batch(math.inf), before, names).values(0)[0].column == "rating"
 
 
 def test_steps_that_do_not_show_a_task_are_left_out_of_its_level():
     losses = [0.5 if step % 3 == 0 else 0.0 for step in range(120)]
-    seen = [Seen(step, {"relative_loss/like": loss}, {}, Hindsight({}, {})) for step, loss in enumerate(losses)]
-    level = levels(seen, 60, names=["relative_loss/like"], relative=True)["relative_loss/like"]
+    seen = [Seen(step, {"relative_loss/like": loss}, {}, Counterfactual({}, {})) for step, loss in enumerate(losses)]
+    level = loss_changes(seen, 60, names=["relative_loss/like"], relative=True)["relative_loss/like"]
     assert (level.before, level.end, level.survived) == (0.5, 0.5, True)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from full_disks import nothing_can_be_written
-from surefoot.capsule import format as capsule_files
+from surefoot.capsule import storage
 from surefoot.capsule.ring import Ring
 from surefoot.detect.detector import Alarm, Detector, Event, Verdict
 from surefoot.lab.data.schema import Log
@@ -84,7 +84,7 @@ def test_with_the_ladder_a_run_survives_a_broken_day_that_ruins_it_without(log: 
 def test_the_steps_before_the_alarm_can_be_replayed(log: Log, tmp_path: Path):
     run(log, CONFIG, tmp_path)
     alarm = journal.read(tmp_path / "events.jsonl")[0]
-    capsule = capsule_files.read(tmp_path / "capsules" / f"step-{alarm['step']:08d}")
+    capsule = storage.read(tmp_path / "capsules" / f"step-{alarm['step']:08d}")
     (record,) = [record for record in capsule.steps if record.step == alarm["step"]]
     assert (record.note["day"], record.note["index"]) == (BROKEN_DAY, alarm["step"] - A_DAY * BROKEN_DAY)
     assert (record.note["rate_factor"], record.note["held"]) == (1.0, 0)

@@ -11,8 +11,7 @@ from surefoot.lab.file_discovery import stem
 from surefoot.lab.ingest.description import CategoricalColumn, DenseColumn, Description, LabelColumn
 from surefoot.lab.ingest.numbers import Check, column_of, number, number_checks, with_numbers
 from surefoot.lab.ingest.reader import ROW, Rejections
-from surefoot.lab.ingest.times import DATE, has_year, shown, time_checks, with_times
-from surefoot.lab.ingest.times import ORDER as ORDER
+from surefoot.lab.ingest.times import DATE, ORDER, has_year, shown, time_checks, with_times
 
 DAY, GROUP = "day", "__group__"
 LONGEST_ID = 4096  # bytes

@@ -11,17 +11,18 @@ from surefoot.lab.data.dayfile import DayFile
 from surefoot.lab.data.prepared import day_path
 from surefoot.lab.data.schema import Categorical, Schema
 from surefoot.lab.file_discovery import natural
-from surefoot.lab.ingest.column_parsing import GROUP, ORDER
+from surefoot.lab.ingest.column_parsing import GROUP
 from surefoot.lab.ingest.description import Description
-from surefoot.lab.ingest.ingest_state import FILE, Before, Progress, Work
+from surefoot.lab.ingest.ingest_state import FILE, ExistingLog, Preparation, Progress
 from surefoot.lab.ingest.reader import ROW, Rejections
+from surefoot.lab.ingest.times import ORDER
 from surefoot.lab.ingest.vocabularies import Past
 
 _PIECE = 1 << 18  # rows, where a whole day is held
 _TYPES = {"Int64": pl.Int64(), "String": pl.String()}
 
 
-def encode(description: Description, work: Work, before: Before, on_progress: Progress) -> None:
+def encode(description: Description, work: Preparation, before: ExistingLog, on_progress: Progress) -> None:
     """Write the days that are not written yet, each by what was known before it; save what is known at the end.
 
     Raises:
@@ -62,7 +63,7 @@ def schema_of(description: Description, rows: dict[str, int]) -> Schema:
     )
 
 
-def _encode_day(rows: "_Rows", past: Past, work: Work, *, is_known: bool) -> None:
+def _encode_day(rows: "_Rows", past: Past, work: Preparation, *, is_known: bool) -> None:
     state, description = work.state, past.description
     tables = {column.name: past.rows(column) for column in description.categorical}
     written = rows.day in state["encoded"]
@@ -83,7 +84,7 @@ def _encode_day(rows: "_Rows", past: Past, work: Work, *, is_known: bool) -> Non
 class _Rows:
     """The typed rows of a day in pieces, to be walked through several times; those to be sorted are held in memory."""
 
-    def __init__(self, work: Work, day: str, description: Description) -> None:
+    def __init__(self, work: Preparation, day: str, description: Description) -> None:
         self.day, self.rejected = day, Rejections()
         kinds = {column.name: work.state["types"].get(column.name, "Int64") for column in description.categorical}
         kinds |= {GROUP: work.state["types"].get(GROUP, "Int64")} if description.group is not None else {}

@@ -21,7 +21,7 @@ _PARTS = {STATE, f"{STATE}.draft", "rows", "rejected", "days", "vocabularies"}
 Progress = Callable[[str, float], object]
 
 
-class Before:
+class ExistingLog:
     """What is in the folder already."""
 
     def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Before:
         self.last_day = max(self.days, key=natural, default="")
 
     @classmethod
-    def of(cls, out: Path, description: Description) -> "Before":
+    def of(cls, out: Path, description: Description) -> "ExistingLog":
         """Read the manifest, if there is one.
 
         Raises:
@@ -71,7 +71,7 @@ class Before:
         return [file for file in files if file not in self.files]
 
 
-class Work:
+class Preparation:
     """The folder of a preparation under way, and how far it is."""
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
@@ -79,8 +79,8 @@ class Work:
 
     @classmethod
     def under_way(
-        cls, before: Before, description: Description, files: list[str], beside: tuple[str, ...], stretch: int
-    ) -> "Work":
+        cls, before: ExistingLog, description: Description, files: list[str], beside: tuple[str, ...], stretch: int
+    ) -> "Preparation":
         """Return the work as it stands, new if it was of other files or of another description.
 
         Args:

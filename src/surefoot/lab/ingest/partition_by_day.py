@@ -10,13 +10,13 @@ from surefoot.errors import InputError
 from surefoot.lab.file_discovery import natural
 from surefoot.lab.ingest.column_parsing import DAY, GROUP, count_missing, typed
 from surefoot.lab.ingest.description import Description
-from surefoot.lab.ingest.ingest_state import FILE, Before, Progress, Work, look
+from surefoot.lab.ingest.ingest_state import FILE, ExistingLog, Preparation, Progress, look
 from surefoot.lab.ingest.reader import ROW, NoRowsError, Rejections, read, sentence
 from surefoot.lab.ingest.source import Source
 
 
 def scatter(
-    source: Source, work: Work, before: Before, max_rejected: float, stretch: int, on_progress: Progress
+    source: Source, work: Preparation, before: ExistingLog, max_rejected: float, stretch: int, on_progress: Progress
 ) -> None:
     state = work.state
     files: list[str] = state["files"]
@@ -67,7 +67,9 @@ def _up_to(rejected: Rejections, last: int) -> Rejections:
     return taken
 
 
-def _scatter_stretch(rows: pl.DataFrame, description: Description, work: Work, before: Before, part: str) -> None:
+def _scatter_stretch(
+    rows: pl.DataFrame, description: Description, work: Preparation, before: ExistingLog, part: str
+) -> None:
     """Add typed rows to their days."""
     state = work.state
     if (per_day := description.day.rows) is not None:
@@ -83,7 +85,7 @@ def _scatter_stretch(rows: pl.DataFrame, description: Description, work: Work, b
         of_day.drop(DAY).write_parquet(folder / f"{part}.parquet", compression="lz4", statistics=False)
 
 
-def _refuse_old_days(rows: pl.DataFrame, file: str, before: Before, rejected: Rejections) -> pl.DataFrame:
+def _refuse_old_days(rows: pl.DataFrame, file: str, before: ExistingLog, rejected: Rejections) -> pl.DataFrame:
     """Reject rows of days that are prepared already."""
     if not before.last_day or DAY not in rows.columns:
         return rows
@@ -94,7 +96,7 @@ def _refuse_old_days(rows: pl.DataFrame, file: str, before: Before, rejected: Re
     return rows.filter(~late)
 
 
-def _note_types(rows: pl.DataFrame, description: Description, state: dict[str, Any], before: Before) -> None:
+def _note_types(rows: pl.DataFrame, description: Description, state: dict[str, Any], before: ExistingLog) -> None:
     """Note which ids are whole numbers and which are text; a column is text as soon as one file has it as text."""
     sources = {column.name: column.source for column in description.categorical}
     sources |= {GROUP: description.group} if description.group is not None else {}

@@ -17,7 +17,7 @@ from surefoot.lab.data.prepared import write_manifest
 from surefoot.lab.file_discovery import stem
 from surefoot.lab.ingest.description import Description, to_toml
 from surefoot.lab.ingest.encode_features import encode, schema_of
-from surefoot.lab.ingest.ingest_state import Before, Progress, Work, look, partial
+from surefoot.lab.ingest.ingest_state import ExistingLog, Preparation, Progress, look, partial
 from surefoot.lab.ingest.partition_by_day import scatter
 from surefoot.lab.ingest.reader import check_columns
 from surefoot.lab.ingest.source import Source
@@ -78,7 +78,7 @@ def prepare(
     checks.positive("stretch", stretch)
     if not 0 <= max_rejected <= 1:
         raise ValueError(f"max_rejected is {max_rejected!r}; expected a share, 0 to 1")
-    before = Before.of(out, source.description)
+    before = ExistingLog.of(out, source.description)
     files = before.new(source.files)
     _refuse_files(source.description, before, files)
     if not files:
@@ -87,7 +87,7 @@ def prepare(
     columns = source.columns or source.description.columns
     for file in files:  # what can be seen before hours of work is said before them
         check_columns(file, source.description.csv, columns)
-    work = Work.under_way(before, source.description, files, source.beside, stretch)
+    work = Preparation.under_way(before, source.description, files, source.beside, stretch)
     try:
         work.note_beside(source.rejected)
         scatter(source, work, before, max_rejected, stretch, on_progress)
@@ -99,7 +99,7 @@ def prepare(
     return _commit(source, work, before)
 
 
-def _refuse_files(description: Description, before: Before, files: list[str]) -> None:
+def _refuse_files(description: Description, before: ExistingLog, files: list[str]) -> None:
     if not files and not before.manifest:
         raise InputError(f"{description.name} has no files; expected at least one")
     days: dict[str, str] = {}
@@ -110,7 +110,7 @@ def _refuse_files(description: Description, before: Before, files: list[str]) ->
             raise InputError(f"{file} and {other} are both day {stem(file)}; expected a name for each day")
 
 
-def _commit(source: Source, work: Work, before: Before) -> Report:
+def _commit(source: Source, work: Preparation, before: ExistingLog) -> Report:
     """Move everything to its place, the manifest last."""
     description, state, out = source.description, work.state, before.out
     out.mkdir(parents=True, exist_ok=True)
@@ -151,11 +151,11 @@ def _commit(source: Source, work: Work, before: Before) -> Report:
     pseudo = f"The days of {description.name} are pseudo-days, {description.day.rows} rows each: the log has no time."
     notice = " ".join(filter(None, [description.notice, pseudo if description.day.pseudo else ""]))
     write_manifest(out, name=description.name, schema=schema, days=days, notice=notice, more=more)
-    _tidy(Before(out, {**more, "days": []}))
+    _tidy(ExistingLog(out, {**more, "days": []}))
     return report
 
 
-def _tidy(before: Before) -> None:
+def _tidy(before: ExistingLog) -> None:
     """Remove what a finished preparation does not need."""
     for folder in before.out.glob("vocabularies-*"):
         if folder.name != before.manifest["vocabularies"]:

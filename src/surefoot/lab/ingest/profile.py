@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from surefoot.lab.file_discovery import natural
 from surefoot.lab.ingest.column_parsing import DAY, typed
 from surefoot.lab.ingest.description import Description
 from surefoot.lab.ingest.leakage import leaks
-from surefoot.lab.ingest.reader import ROW, NoRowsError, Rejections, natural, read, sentence
+from surefoot.lab.ingest.reader import ROW, NoRowsError, Rejections, read, sentence
 from surefoot.lab.ingest.source import Source
 from surefoot.lab.ingest.vocabularies import hashed
 

@@ -17,13 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from surefoot.errors import InputError
-from surefoot.lab.file_discovery import PARQUET as PARQUET
-from surefoot.lab.file_discovery import find_files as find_files
-from surefoot.lab.file_discovery import in_path as in_path
-from surefoot.lab.file_discovery import locate as locate
-from surefoot.lab.file_discovery import natural as natural
-from surefoot.lab.file_discovery import stem as stem
-from surefoot.lab.file_discovery import told
+from surefoot.lab.file_discovery import PARQUET, in_path, locate, told
 from surefoot.lab.ingest.description import Csv
 from surefoot.lab.ingest.text import KEPT, LONGEST_LINE, LOST, TextStream, header, mark, readable
 

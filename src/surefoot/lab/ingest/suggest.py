@@ -6,8 +6,9 @@ from datetime import date
 
 import polars as pl
 
+from surefoot.lab.file_discovery import in_path
 from surefoot.lab.ingest.description import Csv
-from surefoot.lab.ingest.reader import ROW, Rejections, columns_of, first_line, in_path, read
+from surefoot.lab.ingest.reader import ROW, Rejections, columns_of, first_line, read
 
 _ROWS = 100_000
 _SEPARATORS = (",", "\t", ";", "|", "::", "\x01")

@@ -119,7 +119,7 @@ def ratios(rows: pl.DataFrame, called: dict[str, str]) -> go.Figure:
 
 def timeline(results: Results, model: str) -> go.Figure | None:
     """Draw when each run over the rates diverged, in any task, and whether it recovered: a line for each run."""
-    looks = style.looks(results.methods)
+    looks = style.line_styles(results.methods)
     rows: list[tuple[Method, Row, list[dict[str, Any]]]] = []
     for method in results.methods:
         for trial in results.sweep(model, method):
@@ -170,7 +170,7 @@ def _measures(seen: CloseUp, layer: str) -> list[go.Scatter | None]:
 
 def _what_if(results: Results, seen: CloseUp, layer: str) -> list[go.Scatter | None]:
     """Return a trace for each rule that was asked about the layer: those of the study under their methods' names."""
-    looks = style.looks(results.methods)
+    looks = style.line_styles(results.methods)
     used = {look.color for look in looks.values()}
     names = {label: name for name, label in results.summary.rules.items()}
     asked = [column.split("/") for column in seen.rows.columns if column.startswith("what_if/")]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from surefoot.errors import InputError
 from surefoot.lab.outcomes import difference
 from surefoot.lab.report import happened
-from surefoot.lab.report.conclusions import findings
+from surefoot.lab.report.conclusions import conclusions
 from surefoot.lab.report.folder import Results, read
 from surefoot.lab.report.run_folder import RunFolder, is_run, read_run
 from surefoot.lab.report.tables import MINUS, Cell, fall_cell, score_cell, setting_cell
@@ -117,7 +117,7 @@ def _run_side(letter: str, run: RunFolder) -> Side:
 def _study_side(letter: str, study: Results) -> Side:
     lost, trials = sum(row.diverged for row in study.rows), len(study.rows)
     what = f"study {study.summary.name} · {study.summary.data}, {study.span}"
-    return Side(letter, study.folder, f"{what} · {trials} trials, {lost} diverged", findings(study)[0].headline)
+    return Side(letter, study.folder, f"{what} · {trials} trials, {lost} diverged", conclusions(study)[0].headline)
 
 
 def differences(one: str | None, other: str | None) -> list[tuple[str, str, str]]:

@@ -11,9 +11,9 @@ from surefoot.lab.report.compare import Comparison, Pair, compare_runs, compare_
 from surefoot.lab.report.figures import MARKS, level
 from surefoot.lab.report.folder import Results
 from surefoot.lab.report.run_folder import RunFolder
-from surefoot.lab.report.style import Look, miss
+from surefoot.lab.report.style import LineStyle, miss
 
-SIDES = {"A": Look("#0072b2"), "B": Look("#d55e00")}
+SIDES = {"A": LineStyle("#0072b2"), "B": LineStyle("#d55e00")}
 
 
 def write_comparison(one: Path, other: Path, out: Path) -> Comparison:
@@ -94,10 +94,10 @@ def scores(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
     return run_figures.auc_figure(traces, by_day=by_day)
 
 
-def _method_looks(a: Results, b: Results) -> dict[str, Look]:
+def _method_looks(a: Results, b: Results) -> dict[str, LineStyle]:
     methods = {method.name: method for study in (b, a) for method in study.methods}
     order = list(dict.fromkeys(method.name for study in (a, b) for method in study.methods))
-    return {name: Look(look.color) for name, look in style.looks([methods[name] for name in order]).items()}
+    return {name: LineStyle(look.color) for name, look in style.line_styles([methods[name] for name in order]).items()}
 
 
 def quality(a: Results, b: Results, model: str) -> go.Figure | None:

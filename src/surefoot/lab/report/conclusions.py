@@ -1,4 +1,4 @@
-"""From a study's results to its findings: where each method falls, who is best, what may be said about it."""
+"""From a study's results to its conclusions: where each method falls, who is best, what may be said about it."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from surefoot.lab.results import Method
 
 
 @dataclass(frozen=True)
-class Finding:
+class Conclusion:
     """What the report says about one model."""
 
     model: str
@@ -20,7 +20,7 @@ class Finding:
     details: list[str]
 
 
-def findings(results: Results) -> list[Finding]:
+def conclusions(results: Results) -> list[Conclusion]:
     """Return what is to be said on each model; first the one that shows the difference best.
 
     That is the model on which the plain optimizer falls off at the lowest rate; the later one, which is the larger, if
@@ -32,7 +32,7 @@ def findings(results: Results) -> list[Finding]:
         fell = fell_at(results, model, plain) if plain else None
         return (math.inf if fell is None else fell, -results.models.index(model))
 
-    return [_finding(results, model) for model in sorted(results.models, key=telling)]
+    return [_conclusion(results, model) for model in sorted(results.models, key=telling)]
 
 
 def fell_at(results: Results, model: str, method: Method) -> float | None:
@@ -56,7 +56,7 @@ def entries(results: Results, model: str) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.score.standing(), reverse=True)
 
 
-def _finding(results: Results, model: str) -> Finding:
+def _conclusion(results: Results, model: str) -> Conclusion:
     points = 100 * results.summary.fall_off
     plain, clippies = _first(results, "plain"), [method for method in results.methods if method.rule == "clippy"]
     leads = [(plain, _plain_name(plain))] if plain else []
@@ -85,7 +85,7 @@ def _finding(results: Results, model: str) -> Finding:
         text.lost(gone if ranked else [], results.last_day),
         against,
     ]
-    return Finding(model, " ".join(filter(None, headline)), [line for line in details if line])
+    return Conclusion(model, " ".join(filter(None, headline)), [line for line in details if line])
 
 
 def _fallings(results: Results, model: str, methods: Sequence[tuple[Method, str]]) -> list[Falling]:

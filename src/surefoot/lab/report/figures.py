@@ -14,7 +14,7 @@ import polars as pl
 from surefoot.lab.report import layers, style
 from surefoot.lab.report.conclusions import fell_at
 from surefoot.lab.report.folder import Results
-from surefoot.lab.report.style import FLOOR, Look, miss, short
+from surefoot.lab.report.style import FLOOR, LineStyle, miss, short
 from surefoot.lab.results import Method, Row
 
 MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
@@ -23,7 +23,7 @@ _MERGED = 5  # steps within which divergences share a mark
 
 def quality_by_rate(results: Results, model: str) -> go.Figure | None:
     """Draw AUC and RMSE of day N - 1 over the rate, a line for each method at its best threshold."""
-    looks, sweeps = style.looks(results.methods), {m.name: results.sweep(model, m) for m in results.methods}
+    looks, sweeps = style.line_styles(results.methods), {m.name: results.sweep(model, m) for m in results.methods}
     trials = [trial for sweep in sweeps.values() for trial in sweep]
     if not trials:
         return None
@@ -63,7 +63,7 @@ def quality_by_rate(results: Results, model: str) -> go.Figure | None:
 
 
 def _rate_line(
-    method: Method, look: Look, trials: Sequence[Row], metric: str, axis: str, *, mode: str = "lines+markers"
+    method: Method, look: LineStyle, trials: Sequence[Row], metric: str, axis: str, *, mode: str = "lines+markers"
 ) -> go.Scatter:
     values = [trial.scores[metric] for trial in trials]
     auc = metric.startswith("auc/")
@@ -106,7 +106,7 @@ def rate_choices(results: Results, model: str) -> tuple[list[float], float]:
 def steps_and_days(results: Results, model: str) -> go.Figure | None:
     """Draw a run at each rate: the training loss over the steps, the AUC of each next day beneath."""
     rates, start = rate_choices(results, model)
-    looks = style.looks(results.methods)
+    looks = style.line_styles(results.methods)
     traces: list[go.Scatter] = []
     for method in results.methods:
         for trial in results.sweep(model, method):
@@ -130,7 +130,7 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     )
 
 
-def _run(results: Results, method: Method, trial: Row, look: Look, shown: bool) -> list[go.Scatter]:
+def _run(results: Results, method: Method, trial: Row, look: LineStyle, shown: bool) -> list[go.Scatter]:
     """Return the traces of one run: its loss, its divergences, its AUC by day."""
     steps, days = results.steps(trial), results.days(trial)
     column = f"relative_loss/{results.summary.select_by}"
@@ -153,7 +153,7 @@ def _run(results: Results, method: Method, trial: Row, look: Look, shown: bool) 
 
 
 def _divergences(
-    events: list[dict[str, Any]], x: list[int], y: list[float | None], look: Look, common: dict[str, Any]
+    events: list[dict[str, Any]], x: list[int], y: list[float | None], look: LineStyle, common: dict[str, Any]
 ) -> list[go.Scatter]:
     """Mark where a run diverged, on its loss, up to where it did not recover; hovering says why."""
     marks: list[tuple[int, float | None, str, str]] = []
@@ -173,7 +173,7 @@ def _divergences(
 
 
 def _next_days(
-    results: Results, trial: Row, steps: pl.DataFrame, days: pl.DataFrame, look: Look, common: dict[str, Any]
+    results: Results, trial: Row, steps: pl.DataFrame, days: pl.DataFrame, look: LineStyle, common: dict[str, Any]
 ) -> go.Scatter:
     """Return the AUC of each day before it was trained on, at the step at which it was scored."""
     rows = days.filter(pl.col("scored") == "next_day")
@@ -198,7 +198,7 @@ def _next_days(
 
 def last_day_curve(results: Results, model: str) -> go.Figure | None:
     """Draw the AUC of day N after every day of training: the seeds' mean, in a band from the lowest to the highest."""
-    looks = style.looks(results.methods)
+    looks = style.line_styles(results.methods)
     traces: list[go.Scatter] = []
     subjects = [(model, method.name, looks[method.name]) for method in results.methods]
     if results.floor:
@@ -214,7 +214,7 @@ def last_day_curve(results: Results, model: str) -> go.Figure | None:
     return go.Figure(traces, style.layout(340, xaxis=days, yaxis=style.auc_axis(aucs, title)))
 
 
-def _curve(results: Results, model: str, method: str, look: Look) -> list[go.Scatter]:
+def _curve(results: Results, model: str, method: str, look: LineStyle) -> list[go.Scatter]:
     """Return one method's mean and band, and a thin line for each seed that diverged."""
     alive: dict[str, list[float]] = {}
     traces = []
@@ -244,7 +244,7 @@ def _curve(results: Results, model: str, method: str, look: Look) -> list[go.Sca
     return [_band(alive, look, common), *traces, mean]
 
 
-def _band(alive: dict[str, list[float]], look: Look, common: dict[str, Any]) -> go.Scatter:
+def _band(alive: dict[str, list[float]], look: LineStyle, common: dict[str, Any]) -> go.Scatter:
     days = list(alive)
     lower, upper = ([miss(pick(values)) for values in alive.values()] for pick in (min, max))
     return go.Scatter(

@@ -41,7 +41,7 @@ class Plots:
             plots.append(Plot(name, title, self.drawn[name]["layout"]["height"], **choice))
 
 
-def page(template: str, plots: Plots, looks: dict[str, style.Look], **more: Any) -> str:
+def page(template: str, plots: Plots, looks: dict[str, style.LineStyle], **more: Any) -> str:
     """Return a page of a template: it asks no network for anything, and its content security policy forbids it to."""
     loader = FunctionLoader(lambda name: (files(__name__.rpartition(".")[0]) / name).read_text(encoding="utf-8"))
     environment = Environment(

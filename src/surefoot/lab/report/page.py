@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from surefoot.files import write_whole
 from surefoot.lab.report import closeup, figures, html, style
-from surefoot.lab.report.conclusions import findings, searching
+from surefoot.lab.report.conclusions import conclusions, searching
 from surefoot.lab.report.folder import Results, read
 from surefoot.lab.report.notices import notices
 from surefoot.lab.report.tables import main_table, task_tables
@@ -30,11 +30,11 @@ def render(results: Results) -> str:
     return html.page(
         "study.html.j2",
         _plots(results),
-        style.looks(results.methods),
+        style.line_styles(results.methods),
         results=results,
         summary=results.summary,
         notices=notices(results),
-        findings=findings(results),
+        findings=conclusions(results),
         searching=searching(results),
         table=main_table(results),
         tasks=task_tables(results),

@@ -11,7 +11,7 @@ from surefoot.lab.report import closeup, layers, style
 from surefoot.lab.report.figures import level
 from surefoot.lab.report.happened import KINDS
 from surefoot.lab.report.run_folder import RunFolder
-from surefoot.lab.report.style import Look, miss
+from surefoot.lab.report.style import LineStyle, miss
 
 _COLUMNS = 160  # of a map, at most
 _BAD, _ALARM, _DONE = "#a4320b", "#c77f00", style.MUTED  # the colours of what happened
@@ -25,7 +25,7 @@ _MEASURES = (  # of a layer: column, what to call it, colour, axis
 )
 
 
-def task_looks(tasks: Sequence[str]) -> dict[str, Look]:
+def task_looks(tasks: Sequence[str]) -> dict[str, LineStyle]:
     """Return how each task is drawn."""
     return {task: style.other(number) for number, task in enumerate(tasks)}
 
@@ -60,7 +60,7 @@ def losses(run: RunFolder) -> go.Figure | None:
     return go.Figure([*traces, *happened], style.layout(height, **style.LEVELS, **axes))
 
 
-def lines(run: RunFolder, column: str, name: str, look: Look, axis: str, **meta: str) -> list[go.Scatter]:
+def lines(run: RunFolder, column: str, name: str, look: LineStyle, axis: str, **meta: str) -> list[go.Scatter]:
     """Return a value of a run over its steps and, where a point stands for several, thin, the largest of each stretch.
 
     Args:
@@ -80,7 +80,7 @@ def lines(run: RunFolder, column: str, name: str, look: Look, axis: str, **meta:
 
 
 def _line(
-    x: list[int], y: list[float | None], column: str, name: str, look: Look, axis: str, meta: dict[str, str]
+    x: list[int], y: list[float | None], column: str, name: str, look: LineStyle, axis: str, meta: dict[str, str]
 ) -> go.Scatter:
     measure = column.partition("/")[0].replace("_", " ")
     return go.Scatter(
@@ -151,7 +151,7 @@ def auc_figure(traces: Sequence[go.Scatter], *, by_day: bool) -> go.Figure | Non
     return go.Figure(traces, style.layout(300, xaxis=xaxis, yaxis=style.auc_axis(heights, "AUC %")))
 
 
-def auc_line(x: list[Any], values: list[float | None], name: str, look: Look, **meta: str) -> go.Scatter:
+def auc_line(x: list[Any], values: list[float | None], name: str, look: LineStyle, **meta: str) -> go.Scatter:
     """Return a line of AUC over days or steps; ``meta`` says which button shows or hides it."""
     every = max(1, math.ceil(len(x) / 300))
     x, values = x[::every], values[::every]

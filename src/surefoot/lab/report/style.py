@@ -22,7 +22,7 @@ HEAT = ((0.0, "#f5f6f8"), (0.25, "#c9d9ea"), (0.5, "#8fb2d6"), (0.75, "#4a7fb5")
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a method is drawn, everywhere."""
 
     color: str
@@ -39,35 +39,35 @@ class Look:
         return f"rgba({red},{green},{blue},{alpha})"
 
 
-FLOOR = Look(MUTED, "dot")
+FLOOR = LineStyle(MUTED, "dot")
 LEVELS: dict[str, Any] = {  # layout of a figure whose only named lines are levels
     "showlegend": True,
     "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"size": 11}},
 }
 
 
-def looks(methods: Sequence[Method]) -> dict[str, Look]:
+def line_styles(methods: Sequence[Method]) -> dict[str, LineStyle]:
     """Return each method's look: the treatments that most studies share keep their colour whatever their place."""
-    found: dict[str, Look] = {}
+    found: dict[str, LineStyle] = {}
     others = 0
     for method in methods:
         used = {look.color for look in found.values()}
         if method.plain and _PLAIN not in used:
-            found[method.name] = Look(_PLAIN)
+            found[method.name] = LineStyle(_PLAIN)
         elif method.warmed_up and _WARMED_UP not in used:
-            found[method.name] = Look(_WARMED_UP, "dash")
+            found[method.name] = LineStyle(_WARMED_UP, "dash")
         elif method.rule == "clippy" and _CLIPPY not in used:
-            found[method.name] = Look(_CLIPPY)
+            found[method.name] = LineStyle(_CLIPPY)
         else:
             found[method.name] = other(others)
             others += 1
     return found
 
 
-def other(number: int) -> Look:
+def other(number: int) -> LineStyle:
     """Return the look of the so manieth of what has no look of its own."""
     round_, place = divmod(number, len(OTHERS))
-    return Look(OTHERS[place], _DASHES[round_ % len(_DASHES)])
+    return LineStyle(OTHERS[place], _DASHES[round_ % len(_DASHES)])
 
 
 def short(value: float | None) -> float | None:

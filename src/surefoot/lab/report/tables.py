@@ -104,7 +104,7 @@ def score_cell(score: Score | None, digits: int, scale: float = 1.0) -> Cell:
     """Return a score over the seeds, and in small how many of them diverged.
 
     >>> score_cell(Score.over([0.974], 3), 2, 100)
-    Cell(text='97.40', small='1 of 3 seeds diverged', best=False, tone='')
+    Cell(text='97.40', small='2 of 3 seeds diverged', best=False, tone='')
     """
     if score is None:
         return Cell("undefined")

@@ -16,10 +16,11 @@ class Falling:
     def text(self, points: float, *, only: bool = False) -> str:
         """Return the clause; ``points`` of AUC lost count as fallen off, ``only`` stresses that it is late.
 
-        >>> from surefoot.lab.outcomes import Run, fall_of
-        >>> Falling("Clippy", fall_of([Run(1, False, 0.9), Run(32, False, 0.9)], 0.02)).text(2)
+        >>> from surefoot.lab.outcomes import ScoredRun, fall_of
+        >>> Falling("Clippy", fall_of([ScoredRun(1, False, 0.9), ScoredRun(32, False, 0.9)], 0.02)).text(2)
         'Clippy holds at every rate up to 32x (none of 2 runs diverged)'
-        >>> Falling("GC", fall_of([Run(1, False, 0.9), Run(2, True, 0.5), Run(2, False, 0.9)], 0.02)).text(2)
+        >>> runs = [ScoredRun(1, False, 0.9), ScoredRun(2, True, 0.5), ScoredRun(2, False, 0.9)]
+        >>> Falling("GC", fall_of(runs, 0.02)).text(2)
         'GC diverges at 2x (1 of 2 runs)'
         """
         at = self.fall.at

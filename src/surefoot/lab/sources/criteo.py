@@ -17,8 +17,9 @@ import polars as pl
 
 from surefoot import checks
 from surefoot.errors import InputError
+from surefoot.lab.file_discovery import find_files, stem
 from surefoot.lab.ingest.description import CategoricalColumn, Csv, Day, DenseColumn, Description, LabelColumn
-from surefoot.lab.ingest.reader import columns_of, find_files, stem
+from surefoot.lab.ingest.reader import columns_of
 from surefoot.lab.ingest.source import Source, as_numbers
 
 NOTICE = (

@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from surefoot.errors import InputError
+from surefoot.lab.file_discovery import find_files, stem
 from surefoot.lab.ingest.description import (
     NULLS,
     CategoricalColumn,
@@ -28,7 +29,7 @@ from surefoot.lab.ingest.description import (
     Description,
     LabelColumn,
 )
-from surefoot.lab.ingest.reader import Rejections, find_files, stem
+from surefoot.lab.ingest.reader import Rejections
 from surefoot.lab.ingest.source import Side, Source, as_numbers, notes_on
 
 NOTICE = (

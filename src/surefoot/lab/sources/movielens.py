@@ -15,8 +15,9 @@ import polars as pl
 from pyarrow import fs
 
 from surefoot.errors import InputError
+from surefoot.lab.file_discovery import locate
 from surefoot.lab.ingest.description import CategoricalColumn, Csv, Day, DenseColumn, Description, LabelColumn
-from surefoot.lab.ingest.reader import ROW, Rejections, locate
+from surefoot.lab.ingest.reader import ROW, Rejections
 from surefoot.lab.ingest.source import Shape, Side, Source, notes_on
 
 NOTICE = (

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from surefoot import rules
-from surefoot.capsule.format import MOST_THREADS
+from surefoot.capsule.storage import MOST_THREADS
 from surefoot.errors import InputError
 from surefoot.lab.data.pools import Draw
 from surefoot.lab.data.prepared import MANIFEST, PreparedLog

@@ -37,7 +37,7 @@ from surefoot.lab.study.config import (
     StudyConfig,
 )
 from surefoot.lab.study.engine import LocalEngine, Trial
-from surefoot.lab.study.runner import Plan, Runner, Search, Setting, plan_of, rounded
+from surefoot.lab.study.runner import PlannedTrial, Runner, Search, Setting, planned_trial, rounded
 from surefoot.lab.study.trial import days_of_log, load_log, total_steps
 from surefoot.tasks import TaskKind
 
@@ -143,7 +143,7 @@ def _try(runner: Runner, phase: str, wanted: list[tuple[Search, Setting]], seeds
     """Run settings on the first model with some seeds, and note their scores."""
     config = runner.config
     plans = [
-        plan_of(config, config.models[0], s.method, setting, seed, "selection")
+        planned_trial(config, config.models[0], s.method, setting, seed, "selection")
         for s, setting in wanted
         for seed in seeds
     ]
@@ -157,7 +157,7 @@ def _sweep(runner: Runner, searches: list[Search], chosen: dict[str, Setting]) -
     config = runner.config
     for model in config.models:
         plans = [
-            plan_of(
+            planned_trial(
                 config,
                 model,
                 s.method,
@@ -185,7 +185,9 @@ def _settle_falls(runner: Runner, searches: list[Search], chosen: dict[str, Sett
                 if fell is not None and _warmed_up(s.method):
                     rates.append(fell.multiple)  # does a warm-up cure it there?
                 plans += [
-                    plan_of(config, model, s.method, Setting(rate, chosen[s.method.name].value), seed, "selection")
+                    planned_trial(
+                        config, model, s.method, Setting(rate, chosen[s.method.name].value), seed, "selection"
+                    )
                     for rate in rates
                     for seed in config.search.search_seeds
                 ]
@@ -226,9 +228,9 @@ def _warmed_up(method: MethodConfig) -> bool:
     return method.rule.name == "naive" and bool(method.warmup_steps)
 
 
-def _finals(config: StudyConfig, model: ModelConfig, chosen: dict[str, Setting]) -> list[Plan]:
+def _finals(config: StudyConfig, model: ModelConfig, chosen: dict[str, Setting]) -> list[PlannedTrial]:
     return [
-        plan_of(config, model, method, chosen[method.name], seed, "final")
+        planned_trial(config, model, method, chosen[method.name], seed, "final")
         for method in config.methods
         for seed in config.search.seeds
     ]
@@ -238,11 +240,11 @@ def _floor(runner: Runner) -> Floor:
     """Train the linear model: its rate by day N - 1, then the seeds; return what was chosen."""
     config = runner.config
 
-    def plan(rate: float, seed: int, until: str) -> Plan:
+    def plan(rate: float, seed: int, until: str) -> PlannedTrial:
         training = config.training.model_copy(update={"embedding_rate": rate})  # one rate for all its weights
         changed = config.model_copy(update={"training": training})
         method = MethodConfig(name=_FLOOR.name, rule=RuleConfig(name="naive"))
-        return plan_of(changed, _FLOOR, method, Setting(rounded(rate / config.search.base_rate)), seed, until)
+        return planned_trial(changed, _FLOOR, method, Setting(rounded(rate / config.search.base_rate)), seed, until)
 
     seeds, scores = config.search.search_seeds, dict[float, Score]()
 
@@ -280,9 +282,9 @@ def _close_ups(runner: Runner, searches: list[Search]) -> list[CloseUp]:
         fell = sorted((row for row in fell if row.diverged), key=lambda row: (row.multiple, row.seed))
         if not fell:
             continue
-        plan = plan_of(config, model, plain, Setting(fell[0].multiple), fell[0].seed, "selection")
+        plan = planned_trial(config, model, plain, Setting(fell[0].multiple), fell[0].seed, "selection")
         watched = plan.run.model_copy(update={"monitor": MonitorConfig(every=1, capsules=False)})
-        plan = Plan(watched, f"close-up {plain.name}", plan.setting)
+        plan = PlannedTrial(watched, f"close-up {plain.name}", plan.setting)
         runner.on_phase(f"{model.name}: a close look at {plain.name}", 1)
         runner.engine.run([Trial(plan.run, runner.out / "trials" / plan.trial)], on_done=runner.on_trial)
         found.append(CloseUp(model.name, plan.trial, plain.name, fell[0].multiple, fell[0].result["onset"]))

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from surefoot import rules
-from surefoot.capsule import format as capsule_files
+from surefoot.capsule import storage
 from surefoot.capsule.bad_rows import Bisection, bisect
-from surefoot.capsule.format import Capsule, StepRecord
 from surefoot.capsule.replay import Replay, Seen, Training, go_on, replay
+from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 from surefoot.files import parse_toml
 from surefoot.lab.data.schema import Batch, Task
@@ -21,7 +21,7 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.file_discovery import is_url
 from surefoot.lab.settings import parse
 from surefoot.lab.study.config import RULES, RuleConfig, RunConfig
-from surefoot.lab.study.trial import Parts, assemble, load_log
+from surefoot.lab.study.trial import TrainingParts, assemble, load_log
 from surefoot.lab.training.loop import take_step
 from surefoot.recover.lr_scale import Throttle
 from surefoot.rules import Rule
@@ -119,7 +119,7 @@ def examine(
     Raises:
         InputError: if the capsule is missing or damaged, or the rule is unknown.
     """
-    capsule = capsule_files.read(folder)
+    capsule = storage.read(folder)
     if capsule.config is None:
         if rule is not None:
             _rule(rule)
@@ -204,7 +204,7 @@ def _rule(name: str) -> RuleConfig:
         raise InputError(str(error).replace("--rule: rule.name", "--rule")) from None
 
 
-def _training(parts: Parts, ladder_to: float) -> Training:
+def _training(parts: TrainingParts, ladder_to: float) -> Training:
     schema, throttle = parts.window.log.schema, Throttle(parts.optimizers)
 
     def prepare(record: StepRecord) -> None:

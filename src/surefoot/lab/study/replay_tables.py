@@ -5,18 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from surefoot.capsule.bad_rows import Bisection, Culprit
-from surefoot.capsule.batch_rows import Unusual
-from surefoot.capsule.format import Capsule, StepRecord
-from surefoot.capsule.recovery_test import Level, levels
+from surefoot.capsule.bad_rows import BadRow, Bisection
+from surefoot.capsule.batch_rows import UnusualValue
+from surefoot.capsule.recovery_test import LossChange, loss_changes
 from surefoot.capsule.replay import Replay, Seen
+from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.lab.study.replay import Examined, Recorded
 
 _Step = TypeVar("_Step", Seen, StepRecord)
 BEFORE, AFTER = 6, 6  # steps shown around the event
 _LAYERS = 12  # in the what-if table, those that Clippy would have clipped most
 _LOSSES = 6  # of a loop of one's own, as many as fit
-_ROWS = 12  # of a batch, in the table of culprits
+_ROWS = 12  # of a batch, in the table of bad_rows
 _KINDS = {
     "norm": "the gradient norm of",
     "loss": "the loss",
@@ -57,7 +57,7 @@ def trajectory(seen: Sequence[Seen], event: int, names: Iterable[str]) -> Table:
         (
             f"{'> ' if each.step == event else ''}{each.step}",
             *(_number(each.losses.get(name, math.nan)) for name in names),
-            _number(max(each.hindsight.clip_ratios.values(), default=math.nan)),
+            _number(max(each.counterfactual.clip_ratios.values(), default=math.nan)),
         )
         for each in around(seen, event)
     ]
@@ -69,14 +69,14 @@ def what_if(seen: Sequence[Seen], event: int) -> Table:
     """Return the factor of every rule at each weight matrix: at the event, and the least around it."""
     shown = around(seen, event)
     at = next((each for each in shown if each.step == event), shown[-1])
-    rules, ratios = list(at.hindsight.factors), at.hindsight.clip_ratios
+    rules, ratios = list(at.counterfactual.factors), at.counterfactual.clip_ratios
     matrices = [layer for layer in ratios if not layer.endswith("bias")]
     worst = sorted(matrices, key=lambda layer: -_worst_first(ratios[layer]))[:_LAYERS]
     layers = [layer for layer in matrices if layer in worst]
 
     def section(steps: Sequence[Seen], words: str) -> list[tuple[str, ...]]:
         least = {
-            rule: {layer: _least(each.hindsight.factors[rule].get(layer) for each in steps) for layer in layers}
+            rule: {layer: _least(each.counterfactual.factors[rule].get(layer) for each in steps) for layer in layers}
             for rule in rules
         }
         rows = [(layer, *(_number(least[rule][layer], 2) for rule in rules)) for layer in layers]
@@ -87,7 +87,7 @@ def what_if(seen: Sequence[Seen], event: int) -> Table:
     return Table(title, ("", *rules), [section([at], f"at step {at.step}"), section(shown, span)])
 
 
-def comparison(recorded: Mapping[str, Level], under: Mapping[str, Level], names: tuple[str, str]) -> Table:
+def comparison(recorded: Mapping[str, LossChange], under: Mapping[str, LossChange], names: tuple[str, str]) -> Table:
     """Return each task's level before the event, and at the end under the recorded rule and under another."""
     rows = [
         (task.rpartition("/")[2], *map(_number, (then.before, then.worst, then.end, now.worst, now.end)))
@@ -98,13 +98,13 @@ def comparison(recorded: Mapping[str, Level], under: Mapping[str, Level], names:
     return Table("relative losses: median before, highest since, median at the end", heads, [rows])
 
 
-def verdict(rule: str, levels: Mapping[str, Level], last: int) -> str:
+def verdict(rule: str, loss_changes: Mapping[str, LossChange], last: int) -> str:
     """Return in a sentence whether the run survives under a rule."""
-    if any(math.isnan(level.end) for level in levels.values()):
+    if any(math.isnan(level.end) for level in loss_changes.values()):
         return f"Under {rule} it cannot be told: there are too few steps after the event."
-    if any(math.isnan(level.limit) for level in levels.values()):
+    if any(math.isnan(level.limit) for level in loss_changes.values()):
         return f"Under {rule} it cannot be told: there is no step before the event to compare with."
-    lost = [f"{name.rpartition('/')[2]} ends at {_number(x.end)}" for name, x in levels.items() if not x.survived]
+    lost = [f"{name.rpartition('/')[2]} ends at {_number(x.end)}" for name, x in loss_changes.items() if not x.survived]
     if not lost:
         return f"Under {rule} the run survives, to step {last}."
     return f"Under {rule} the run does not survive: {', '.join(lost)}."
@@ -125,7 +125,7 @@ def finding(found: Bisection) -> str:
     return " ".join(lines)
 
 
-def culprits(found: Bisection) -> Table:
+def bad_rows(found: Bisection) -> Table:
     """Return the rows found, or if they are many the columns in which they are unusual."""
     if not found.complete:
         return _columns(found.rows)
@@ -145,7 +145,7 @@ def page(found: Examined | Recorded) -> list[str | Table]:
     parts += _rules(found)
     if found.not_searched:
         parts.append(f"Rows were not looked for: {found.not_searched}.")
-    return parts if found.bisection is None else [*parts, finding(found.bisection), culprits(found.bisection)]
+    return parts if found.bisection is None else [*parts, finding(found.bisection), bad_rows(found.bisection)]
 
 
 def _alarm(capsule: Capsule) -> str:
@@ -209,7 +209,9 @@ def _norms(found: Recorded) -> Table:
 def _rules(found: Examined) -> list[str | Table]:
     """Return the comparison of the run's own rule with another, and the verdicts."""
     event = found.replay.event
-    by_rule = {rule: levels(seen, event, names=found.judged, relative=True) for rule, seen in found.went_on.items()}
+    by_rule = {
+        rule: loss_changes(seen, event, names=found.judged, relative=True) for rule, seen in found.went_on.items()
+    }
     if not by_rule:
         return []
     own, other = found.own, list(by_rule)[-1]
@@ -247,10 +249,10 @@ def document(found: Examined | Recorded) -> dict[str, Any]:
 
 
 def _asdict(seen: Seen) -> dict[str, Any]:
-    return {"step": seen.step, "losses": seen.losses, "norms": seen.norms, **seen.hindsight._asdict()}
+    return {"step": seen.step, "losses": seen.losses, "norms": seen.norms, **seen.counterfactual._asdict()}
 
 
-def _lines(row: Culprit) -> list[tuple[str, ...]]:
+def _lines(row: BadRow) -> list[tuple[str, ...]]:
     """Return a line for each unusual value of a row."""
     numbers = str(row.number), "" if row.row is None else str(row.row)
     if not row.values:
@@ -259,9 +261,9 @@ def _lines(row: Culprit) -> list[tuple[str, ...]]:
     return [(*(numbers if i == 0 else ("", "")), *value) for i, value in enumerate(values)]
 
 
-def _columns(rows: Sequence[Culprit]) -> Table:
+def _columns(rows: Sequence[BadRow]) -> Table:
     """Return in how many of the rows each column is unusual."""
-    found: dict[str, list[Unusual]] = {}
+    found: dict[str, list[UnusualValue]] = {}
     for value in (value for row in rows for value in row.values):
         found.setdefault(value.column, []).append(value)
     lines = [
@@ -271,15 +273,15 @@ def _columns(rows: Sequence[Culprit]) -> Table:
     return Table("columns that are unusual in these rows", ("column", "rows", "farthest", "before"), [lines])
 
 
-def _size(value: Unusual) -> float:
+def _size(value: UnusualValue) -> float:
     return abs(value.value) if math.isfinite(value.value) else math.inf
 
 
-def _range(value: Unusual) -> str:
+def _range(value: UnusualValue) -> str:
     return f"{_number(value.low)} to {_number(value.high)}"
 
 
-def _rows(rows: Sequence[Culprit]) -> str:
+def _rows(rows: Sequence[BadRow]) -> str:
     numbers = ", ".join(str(row.number) for row in rows[:_ROWS])
     return f"row {numbers}" if len(rows) == 1 else f"{len(rows)} rows ({numbers}{', ...' if len(rows) > _ROWS else ''})"
 

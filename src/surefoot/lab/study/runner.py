@@ -86,7 +86,7 @@ class Runner:
     on_trial: Callable[[dict[str, Any]], None]
     rows: list[Row] = field(default_factory=list)
 
-    def run(self, phase: str, plans: list["Plan"]) -> list[Row]:
+    def run(self, phase: str, plans: list["PlannedTrial"]) -> list[Row]:
         """Run the plans that have not been run before; return a row for each plan, in order."""
         known = {row.trial: row for row in self.rows}
         plans = list({plan.trial: plan for plan in plans}.values())
@@ -107,7 +107,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedTrial:
     """One run of one method at one setting."""
 
     run: RunConfig
@@ -139,9 +139,9 @@ class Plan:
         )
 
 
-def plan_of(
+def planned_trial(
     config: StudyConfig, model: ModelConfig, method: MethodConfig, setting: Setting, seed: int, until: Any
-) -> Plan:
+) -> PlannedTrial:
     """Return the run of a method at a setting."""
     rule = method.rule
     if method.vary is not None:
@@ -160,7 +160,7 @@ def plan_of(
         training=training,
         rule=rule,
     )
-    return Plan(run, method.name, setting)
+    return PlannedTrial(run, method.name, setting)
 
 
 def rounded(number: float) -> float:

@@ -121,7 +121,7 @@ def fit_label_units(model: nn.Module, log: Log | PreparedLog) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingParts:
     """What a configured run trains with."""
 
     model: nn.Module
@@ -137,7 +137,7 @@ class Parts:
         return [self.dense, self.embedding]
 
 
-def assemble(config: RunConfig, log: Log | PreparedLog) -> Parts:
+def assemble(config: RunConfig, log: Log | PreparedLog) -> TrainingParts:
     """Return the parts of a run before its first step, its weights drawn from its seed.
 
     Raises:
@@ -173,7 +173,7 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> Parts:
         draw=training.draw,
         cache=config.data.cache_mib << 20,
     )
-    return Parts(model, dense, embedding, warm_up(dense, config.warmup_steps), window, parameters.dense)
+    return TrainingParts(model, dense, embedding, warm_up(dense, config.warmup_steps), window, parameters.dense)
 
 
 def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _days(config: RunConfig, log: Log | PreparedLog) -> int:
     return len(log.days) - (1 if config.until == "final" else 2)
 
 
-def make_supervisor(config: RunConfig, parts: Parts, folder: Path) -> tuple[Supervisor, Progress] | None:
+def make_supervisor(config: RunConfig, parts: TrainingParts, folder: Path) -> tuple[Supervisor, Progress] | None:
     """Return what watches the run, and how far that is, None if the configuration asks for nothing; its files are in
     the folder.
     """

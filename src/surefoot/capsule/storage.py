@@ -56,7 +56,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A snapshot and the steps from there on."""
 
     state: Plain
@@ -70,7 +70,7 @@ class Contents:
     alarm: dict[str, Any] | None
     facts: dict[str, Any]
     config: str | None
-    parts: list[Part]
+    parts: list[Segment]
     digests: dict[str, int] | None  # of the weights after the last step
 
 
@@ -267,7 +267,7 @@ class _Counted:
         os.fsync(self._file.fileno())
 
 
-def _fill(draft: Path, contents: Contents, parts: Sequence[Part], budget: int) -> None:
+def _fill(draft: Path, contents: Contents, parts: Sequence[Segment], budget: int) -> None:
     """Write the files, ``capsule.json`` last."""
     files: dict[str, tuple[int, int]] = {}
 
@@ -303,7 +303,7 @@ def _settle(draft: Path, place: Path) -> Path:
     raise OSError(f"{place} exists 9999 times")
 
 
-def _document(contents: Contents, parts: Sequence[Part]) -> dict[str, Any]:
+def _document(contents: Contents, parts: Sequence[Segment]) -> dict[str, Any]:
     steps = [item for part in parts for item in part.steps]
     names = {kind: list(dict.fromkeys(k for i in steps for k in getattr(i, kind))) for kind in ("losses", "norms")}
     rows = [
@@ -329,7 +329,7 @@ def _inputs(item: StepRecord) -> dict[str, Any]:
     return {name: getattr(item, name) for name in ("step", "batch", "rows", "generators")}
 
 
-def _estimate(contents: Contents, parts: Sequence[Part]) -> int:
+def _estimate(contents: Contents, parts: Sequence[Segment]) -> int:
     """Return no less than the capsule will take."""
     size = 4096 + len(contents.config or "") * 4
     size += len(json.dumps(_document(contents, parts), indent=1))
