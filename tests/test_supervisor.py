@@ -276,8 +276,14 @@ def test_an_optimizer_that_steps_more_rarely_delays_no_step(tmp_path: Path):
             loop.optimizers[0].step()
             if step % 3 == 0:
                 loop.optimizers[1].step()
+            for optimizer in loop.optimizers:
+                optimizer.zero_grad()
         assert supervisor.monitor is not None
         assert "l2_norm/grad/bottom.0.weight" in supervisor.monitor.values
+        assert supervisor.ring is not None
+        path = supervisor.ring.write(tmp_path / "capsules")
+    assert path is not None
+    assert "bottom.0.weight" in surefoot.read_capsule(path).steps[4].norms
     assert supervisor.steps == 21
 
 

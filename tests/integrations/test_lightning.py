@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from surefoot.integrations.lightning import MonitorCallback
+import surefoot
+from surefoot.integrations.lightning import MonitorCallback, SupervisorCallback
 from surefoot.observe.monitor import Monitor
 from surefoot.optim.clippy_adagrad import ClippyAdagrad
 from surefoot.optim.guard import guard
@@ -47,7 +48,7 @@ class Silent(Module):
         return super().training_step(batch, batch_idx)["loss"]
 
 
-def fit(module: Module, callback: MonitorCallback, tmp_path: Path, resume: Path | None = None, **options: Any) -> Any:
+def fit(module: Module, callback: Any, tmp_path: Path, resume: Path | None = None, **options: Any) -> Any:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
     x = torch.randn(256 * STEPS, 4)
@@ -162,3 +163,79 @@ def test_a_guard_holds_under_manual_optimization(tmp_path: Path) -> None:
     settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path} | dict.fromkeys(quiet, False)
     lightning.Trainer(**settings).fit(module, DataLoader(TensorDataset(x, x[:, 0]), batch_size=16))
     assert module.moved == [[True, True], [True, True], [False, False], [True, True]]
+
+
+# The supervisor
+
+
+def supervisor(folder: Path, **options: Any) -> SupervisorCallback:
+    def make(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> surefoot.Supervisor:
+        return surefoot.Supervisor(module, optimizers, folder, tasks={"sales": "regression"}, **options)
+
+    return SupervisorCallback(make)
+
+
+def replayed(path: Path) -> surefoot.Replay:
+    """Run a capsule of plain or accumulated batches again by hand."""
+    module = Module()
+    optimizer = module.configure_optimizers()
+
+    def step(batches: Any) -> dict[str, torch.Tensor]:
+        batches = batches if isinstance(batches[0], list) else [batches]
+        optimizer.zero_grad()
+        shown: dict[str, Any] = {}
+        for batch in batches:
+            shown = module.training_step(batch, 0)
+            (shown["loss"] / len(batches)).backward()
+        optimizer.step()
+        return {task: loss.detach() for task, loss in shown["losses"].items()}
+
+    training = surefoot.Training(module, [optimizer], step)
+    return surefoot.replay(surefoot.read_capsule(path), surefoot.under_recovery(training))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_supervisor_sees_each_step_and_its_capsule_runs_again(parts: int, tmp_path: Path) -> None:
+    watch = supervisor(tmp_path / "run")
+    fit(Module(), watch, tmp_path, accumulate_grad_batches=parts)
+    assert watch.supervisor is not None
+    assert watch.supervisor.steps == STEPS // parts
+    assert watch.supervisor.ring is not None
+    path = watch.supervisor.ring.write(tmp_path)
+    assert path is not None
+    capsule = surefoot.read_capsule(path)
+    assert len(capsule.steps) == STEPS // parts
+    assert len(capsule.steps[0].batch) == (2 if parts == 1 else parts)
+    assert replayed(path).difference is None
+
+
+def test_the_supervisor_ends_training(tmp_path: Path) -> None:
+    watch = supervisor(tmp_path / "run", recovery=surefoot.Ladder(skip=False, slow=None, roll_back=None))
+    fit(Module(spoil=1), watch, tmp_path)
+    assert watch.supervisor is not None
+    assert watch.supervisor.last_alarm is not None
+    assert watch.supervisor.last_alarm.step == 1
+    assert watch.supervisor.action is surefoot.Action.STOP
+    assert watch.supervisor.steps < STEPS
+
+
+def test_the_supervisor_s_state_is_in_lightning_s_checkpoints(tmp_path: Path) -> None:
+    trainer = fit(Module(), supervisor(tmp_path / "run"), tmp_path)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = supervisor(tmp_path / "run")
+    fit(Module(), again, tmp_path, resume=tmp_path / "a.ckpt", max_epochs=2)
+    assert again.supervisor is not None
+    assert again.supervisor.steps == 2 * STEPS
+
+
+def test_an_exception_in_a_trainer_leaves_a_capsule(tmp_path: Path) -> None:
+    class Failing(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            if batch_idx == 5:
+                raise ZeroDivisionError("a bug")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ZeroDivisionError):
+        fit(Failing(), supervisor(tmp_path / "run"), tmp_path)
+    (path,) = (tmp_path / "run" / "capsules").iterdir()
+    assert replayed(path).difference is None
