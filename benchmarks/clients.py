@@ -133,8 +133,7 @@ def main() -> None:
 Rates: three seeds, at the high rate the best of the stock optimizer and the worst of the clipped one. Faults: nine, on
 seed 0: NaN in a row, a feature of a batch times 1e4, the rate times 50 for five steps; at the steps 10, 40 and 150.
 named: an alarm tells the step, and the task or the layer. False alarms: before the fault, or of three unharmed twins.
-within: the mean AUC is within a point of the unharmed twin's. Recovery returns to whole steps in 22 (Slow(steps=5)); by
-default it takes 86 of the 230, and a rate that leaps costs up to 3.8 points. Time: medians of three interleaved runs.
+within: the mean AUC is within a point of the unharmed twin's. Time: medians of three interleaved runs.
 
 {table(rows)}
 """

@@ -134,10 +134,7 @@ class Made(NamedTuple):
 
 
 class Supervise:
-    """Makes a supervisor for a client, with numbers for runs as short as these, and remembers it.
-
-    Lowered steps return to whole ones in a quarter of the default's time, which is made for longer runs.
-    """
+    """Makes a supervisor for a client, and remembers it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.alarms = folder, list[surefoot.Alarm]()
@@ -149,7 +146,6 @@ class Supervise:
             optimizers,
             self.folder,
             tasks=dict.fromkeys(TASKS, "binary"),
-            recovery=surefoot.Ladder(slow=surefoot.Slow(steps=5)),
             ring=surefoot.Ring(model, optimizers, steps=24, every=8),
             capsule_after=4,
             on_alarm=self.alarms.append,

@@ -29,7 +29,7 @@ class Slow:
     """
 
     factor: float = 0.1
-    steps: int = 20
+    steps: int = 5
 
     def __post_init__(self) -> None:
         _fraction("factor", self.factor)
