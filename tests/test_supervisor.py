@@ -348,6 +348,14 @@ def test_step_returns_stop_and_raises_nothing(tmp_path: Path):
     assert actions.index(Action.STOP) < 50
 
 
+def test_without_a_recovery_a_run_that_has_diverged_fully_stops(tmp_path: Path):
+    loop = Loop(fault=(Fault.NAN, 30))
+    with supervised(loop, tmp_path, recovery=None, on_alarm=lambda alarm: None) as supervisor:
+        actions = loop.train(supervisor)
+    assert actions[30] is Action.NONE
+    assert (actions[-1], supervisor.close()) == (Action.STOP, Verdict.FULL)
+
+
 # What a step starts from
 
 
@@ -580,6 +588,21 @@ def test_a_trainer_that_checkpoints_itself_saves_it_with_the_rest(tmp_path: Path
             assert set(anew.train(second, range(60, 90))) == {Action.NONE}
             assert second.recovery is not None
             assert second.recovery.steps == 90
+
+
+def test_checkpoints_of_steps_that_a_trainer_takes_again_are_gone(tmp_path: Path):
+    loop = Loop()
+    with supervised(loop, tmp_path) as supervisor:
+        loop.train(supervisor, range(60))
+        state = supervisor.state_dict()
+        loop.train(supervisor, range(60, 140))
+    anew = Loop()
+    with supervised(anew, tmp_path) as supervisor:
+        assert supervisor.recovery is not None
+        checkpoints = supervisor.recovery.checkpoints
+        assert max(entry.step for entry in checkpoints.entries()) > 60
+        supervisor.load_state_dict(state)
+        assert max(entry.step for entry in checkpoints.entries()) == 60
 
 
 def _saved(state: Any, path: Path) -> Path:
