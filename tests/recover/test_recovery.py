@@ -624,7 +624,7 @@ def told_from_a_hook(folder: Path, make: Callable[[nn.Sequential], list[Optimize
 
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    ladder = Ladder(skip=False, roll_back=replace(AT_ONCE, hold=2), confirm=10)
+    ladder = Ladder(skip=False, slow=Slow(steps=20), roll_back=replace(AT_ONCE, hold=2), confirm=10)
     loops.append(Loop(folder, ladder, make=made, schedulers=()))
     loops[0].schedulers = []  # a rate that is set between the hook and the call after the step is another one
     attach("after", loops[0].optimizers[-1])
@@ -699,14 +699,15 @@ def test_an_alarm_of_a_step_that_was_rolled_back_changes_nothing(folder: Path):
 
 
 def test_a_run_goes_on_after_an_interruption_as_if_there_had_been_none(folder: Path):
-    first = Loop(folder, Ladder(confirm=10), every=10)
+    ladder = Ladder(slow=Slow(steps=20), confirm=10)
+    first = Loop(folder, ladder, every=10)
     first.run(30)
     first.step(Sign(29, "clip_ratio"))
     first.run(19)
     then, position = first.state(), first.loader.position
     first.run(5)
     torch.manual_seed(5)
-    second = Loop(folder, Ladder(confirm=10), seed=7, every=10)
+    second = Loop(folder, ladder, seed=7, every=10)
     assert second.recovery.resume() == 50
     assert equal(second.state(), then)
     assert second.loader.position == position
