@@ -54,7 +54,7 @@ def _distance_from_1(value: float) -> float:
 
 # Six deviations at the least spread are, from the AUC on: 4.5 points; a third; a factor of 3, and no concern where
 # predictions spread less than labels; a factor of 2 further from 1; a factor of 20, and no concern where Clippy would
-# not clip; a factor of 67.
+# not clip; a factor of 67. So for a batch norm, and no concern below ten of its running deviations.
 _LOSS = _Judged("loss", "losses", False, _log, math.exp, 0.05, "the loss of {} rose", alone=False)
 _RELATIVE = _Judged(
     "relative_loss", "relative_losses", False, _log, math.exp, 0.05, "the relative loss of {} rose", alone=False
@@ -62,6 +62,9 @@ _RELATIVE = _Judged(
 _RATIO = _Judged("clip_ratio", "clip_ratios", True, _log, math.exp, 0.5, "the clip ratio of {} rose", least=0.0)
 _NORM = _Judged("grad_norm", "grad_norms", True, _log, math.exp, 0.7, "the gradient norm of {} rose")
 _AUC = _Judged("auc", "aucs", False, neg, neg, 0.0075, "the AUC of {} fell")
+_SHIFT = _Judged(
+    "batch_shift", "batch_shifts", True, _log, math.exp, 0.7, "the batch's mean shifted at {}", least=math.log(10)
+)
 _JUDGED = (
     _LOSS,
     _RELATIVE,
@@ -69,6 +72,7 @@ _JUDGED = (
     _Judged("spread", "spreads", False, _minus_log, _exp_minus, 0.18, "the spread of {}'s predictions fell"),
     _Judged("saturation", "spreads", False, _log, math.exp, 0.18, "the spread of {}'s predictions rose", least=0.0),
     _Judged("calibration", "calibrations", False, _distance_from_1, math.exp, 0.12, "the miscalibration of {} rose"),
+    _SHIFT,
     _RATIO,
     _NORM,
 )
@@ -81,6 +85,7 @@ _FAMILIES = {
     "non_finite": "non_finite",
     **dict.fromkeys(("loss", "relative_loss"), "losses"),
     "clip_ratio": "steps",
+    "batch_shift": "inputs",
     **dict.fromkeys(("grad_norm", "dead_gradient"), "gradients"),
     **dict.fromkeys(_OF_WINDOW, "scores"),
 }

@@ -29,7 +29,8 @@ class Detector:
     - the clip ratios of all layers and the losses of all tasks *together* have risen above their running levels by more
       than ``deviations`` robust standard deviations: what is small in each is plain in all;
     - one layer's clip ratio or gradient norm, or one task's spread or calibration has left its own level by as much,
-      and by enough to matter; or a clip ratio exceeds 20, whatever its level;
+      and by enough to matter; or a batch norm's distance between the batch's mean and the running mean has; or a clip
+      ratio exceeds 20, whatever its level;
     - one task's AUC lies below its best of the last ``history`` steps by ``deviations`` standard errors, and by 3/4 of
       a point for each of them: 4.5 points at the default;
     - the summed loss exceeds one and a half times that of the first step;

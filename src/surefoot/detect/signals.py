@@ -23,6 +23,8 @@ class Signals:
         spreads: of each task, standard deviation of the predictions over that of the labels, same window.
         auc_errors: of each AUC, its standard error, from the numbers of positives and negatives; without it the
             detector takes the noise from how much an AUC differs from the one before.
+        batch_shifts: of each batch norm, by how many of its running deviations the batch's mean differs from the
+            running mean, in the feature where it differs most.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Signals:
     calibrations: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, float] = field(default_factory=dict)
     auc_errors: Mapping[str, float] = field(default_factory=dict)
+    batch_shifts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Level:

@@ -15,6 +15,7 @@ from surefoot.detect.detector import Alarm, Detector, FreshScore, Verdict
 from surefoot.detect.signals import Signals
 from surefoot.observe import layer_stats
 from surefoot.observe.attribution import Attribution
+from surefoot.observe.batch_norms import BatchNorms
 from surefoot.observe.reported_forms import Forms, Losses, Outputs
 from surefoot.observe.sinks import Sink, default_sinks
 from surefoot.observe.step_observer import StepObserver
@@ -30,6 +31,7 @@ _SIGNALS = {
     "loss": "losses",
     "relative_loss": "relative_losses",
     "clip_ratio": "clip_ratios",
+    "batch_shift": "batch_shifts",
     "l2_norm/grad": "grad_norms",
     "auc": "aucs",
     "calibration": "calibrations",
@@ -44,10 +46,11 @@ class Monitor:
     In every step: the loss of each task and, where labels are given, their mean and the relative loss, which is the
     loss over that of the best constant prediction on the same rows; of each layer the gradient's norm, the optimizer's
     clip factor and Clippy's ratio :math:`\max_i \eta |r_i| / (\lambda_{rel} |w_i| + \lambda_{abs})`, above 1 where it
-    would clip; whether all is finite. Every ``every`` steps: the norms of gradient, update and weight of each layer and
-    embedding table, the share of dead units, the update-to-weight ratio, and the factor that each rule *would* have
-    given, by unit the mean and the least. Every ``refresh`` steps: AUC, normalised entropy, calibration and spread of
-    the predictions over the last ``rows`` rows.
+    would clip; of each batch norm how far the batch's mean lies from its running mean; whether all is finite. Every
+    ``every`` steps: the norms of gradient, update and weight of each layer and embedding table, the share of dead
+    units, the update-to-weight ratio, and the factor that each rule *would* have given, by unit the mean and the least.
+    Every ``refresh`` steps: AUC, normalised entropy, calibration and spread of the predictions over the last ``rows``
+    rows.
 
     Values are read, written to the sinks and shown to the detector one step late. A layer is a named parameter that an
     optimizer holds, embedding tables apart, which are told by their module's class. Under ``torch.distributed`` all
@@ -134,6 +137,7 @@ class Monitor:
         self._model, self._optimizers, self._patterns = model, several, layers
         self._layers, self._tables = _split(model, several, layers)
         self._held = _count(several)
+        self._batch_norms = BatchNorms(model)
         self._watches = [self._watch(optimizer) for optimizer in several]
         self._window = Window(rows)
         self._scored_from = 0  # step: what the window showed before is of rows that are out of it
@@ -198,6 +202,8 @@ class Monitor:
         if labels:
             self._add_scores(record, tasks, outputs, labels)
         self._add_layers(record)
+        if self._batch_norms:
+            record.add_found("batch_shift", self._batch_norms.names, self._batch_norms.shifts(), Combine.MAX)
         if self._step % self.every == 0:
             self._add_survey(record)
         for watch in self._watches:
@@ -274,6 +280,7 @@ class Monitor:
         self._usual.load_state_dict(state.get("rows", ()))
         self._forms.load_state_dict(state.get("forms", {}))
         self._pending, self._window, self._scored_from = None, Window(self._window.rows), 0
+        self._batch_norms.forget()
 
     # What a record holds
 
