@@ -204,7 +204,7 @@ def lost_accumulators(step: int) -> Fault:
     return Fault("lost_accumulators", step, state=lose)
 
 
-# Harmless: what a schedule does.
+# BestEffort: what a schedule does.
 
 
 def lower_rate(step: int, *, factor: float = 0.1) -> Fault:

@@ -1,20 +1,20 @@
-"""What only watches a run may fail; the run goes on."""
+"""Parts that a run can do without may fail: one warning, and the run goes on."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Harmless:
+class BestEffort:
     """Turns what goes wrong inside a ``with`` block into one warning for each thing that was being done.
 
     For what a run does not need: sinks, capsules, lines of a journal. A full disk, a server that is away, a folder
     that is gone end no training. An interruption passes through.
 
-    >>> harmless = Harmless()
+    >>> best_effort = BestEffort()
     >>> with warnings.catch_warnings(record=True, action="always") as told:
     ...     for _ in range(2):
-    ...         with harmless("writing metrics.parquet"):
+    ...         with best_effort("writing metrics.parquet"):
     ...             raise OSError(28, "No space left on device")
     >>> [str(warning.message) for warning in told]
     ['writing metrics.parquet failed, training goes on without: [Errno 28] No space left on device']

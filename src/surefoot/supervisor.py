@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.best_effort import Harmless
+from surefoot.best_effort import BestEffort
 from surefoot.capsule.ring import Ring, layer_norms
 from surefoot.capsule.snapshot import Plain, Stateful
 from surefoot.detect.detector import Alarm, Detector, Event, FreshScore, Verdict
@@ -177,7 +177,7 @@ class Supervisor:
         self._last_alarm: Alarm | None = None
         self._stopped = False  # on_stop has been called
         self._verdict: Verdict | None = None  # once closed
-        self._harmless = Harmless()
+        self._best_effort = BestEffort()
         # within a step
         self._kept = _Kept()
         self._begun = False
@@ -320,7 +320,7 @@ class Supervisor:
     def close(self, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
         """End the watch, write what still waits, take the hooks off; return the verdict on the run.
 
-        Full if it had to be stopped, micro if it was rolled back. Harmless when repeated.
+        Full if it had to be stopped, micro if it was rolled back. BestEffort when repeated.
 
         Args:
             scores: of the trained model on rows that it was not trained on, where there are such, for the verdict.
@@ -398,7 +398,7 @@ class Supervisor:
             alarm = self.monitor.step(
                 kept.losses, outputs=kept.outputs or None, labels=kept.labels or None, batch=kept.batch
             )
-        looking = self.recovery is not None and self.recovery.holding  # such an alarm tells of data, not of a step
+        looking = self.recovery is not None and self.recovery.holding  # such an alarm is about the data
         if alarm is not None:
             self._last_alarm = alarm
             self._on_alarm(alarm)
@@ -484,7 +484,7 @@ class Supervisor:
         if (ring := self.ring) is None:
             return
         failed = True
-        with self._harmless("keeping the last steps for capsules"):
+        with self._best_effort("keeping the last steps for capsules"):
             use(ring)
             failed = False
         if failed:

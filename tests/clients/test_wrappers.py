@@ -323,7 +323,7 @@ def test_tables_within_backward_are_saved_and_restored(tmp_path: Path) -> None:
 def test_recovery_holds_tables_within_backward_too(tmp_path: Path) -> None:
     model, optimizer = with_tables_in_backward()
     recovery = surefoot.Recovery(model, optimizer, tmp_path)
-    recovery._throttle.held = True
+    recovery._lr_scale.held = True
     before = weights(model)
     backward(model, *batch(0))
     optimizer.step()

@@ -40,7 +40,7 @@ class Everything:
             if not isinstance(optimizer, surefoot.Adagrad):
                 surefoot.clip_updates(optimizer, surefoot.Clippy())
         self.recovery = Recovery(self.model, self.optimizers, folder)
-        self.recovery._throttle.factor = 0.5
+        self.recovery._lr_scale.factor = 0.5
         self.monitor = surefoot.Monitor(self.model, self.optimizers)
 
     def give(self, bad: float = 0.0) -> None:

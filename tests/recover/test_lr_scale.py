@@ -13,8 +13,8 @@ import surefoot
 from properties import over
 from surefoot.capsule.snapshot import host_copy
 from surefoot.optim.clip_updates import handle_of
-from surefoot.recover.lr_scale import Throttle
-from surefoot.recover.skip_stage import SkipRung
+from surefoot.recover.lr_scale import LrScale
+from surefoot.recover.skip_stage import SkipStage
 
 Params = list[nn.Parameter]
 
@@ -56,16 +56,16 @@ def move(make: Callable[[Params], Optimizer], factor: float | None, *, last: boo
     params = parameters()
     if last:
         optimizer = make(params)
-        throttle = Throttle([optimizer]) if factor else None
+        lr_scale = LrScale([optimizer]) if factor else None
     else:
         optimizer = torch.optim.AdamW(params, 0.1)
-        throttle = Throttle([optimizer]) if factor else None
+        lr_scale = LrScale([optimizer]) if factor else None
         clipped(optimizer, TIGHT)
     for _ in range(2):
         optimizer.step()
     before = [param.detach().clone() for param in params]
-    if throttle and factor:
-        throttle.factor = factor
+    if lr_scale and factor:
+        lr_scale.factor = factor
     optimizer.step()
     return [param.detach() - old for param, old in zip(params, before, strict=True)]
 
@@ -86,17 +86,17 @@ def test_clip_updates_may_come_later():
 
 @over("make", OPTIMIZERS)
 def test_a_factor_of_one_and_the_time_between_steps_are_untouched(make: Callable[[Params], Optimizer]):
-    plain, throttled = parameters(), parameters()
-    optimizers = [make(plain), make(throttled)]
-    throttle = Throttle(optimizers[1:])
+    plain, scaled = parameters(), parameters()
+    optimizers = [make(plain), make(scaled)]
+    lr_scale = LrScale(optimizers[1:])
     for optimizer in optimizers:
         optimizer.step()
-    assert equal(plain, throttled)
+    assert equal(plain, scaled)
     before = optimizers[1].state_dict()["param_groups"]
-    throttle.factor = 0.5
+    lr_scale.factor = 0.5
     optimizers[1].step()
     assert optimizers[1].state_dict()["param_groups"] == before
-    assert not equal(plain, throttled)
+    assert not equal(plain, scaled)
 
 
 SCHEDULERS: dict[str, Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]] = {
@@ -115,8 +115,8 @@ def test_no_scheduler_overwrites_it(schedule: Callable[[Optimizer], torch.optim.
         param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         param.grad = torch.ones_like(param)
         optimizer = torch.optim.SGD([param], 0.1)
-        scheduler, throttle = schedule(optimizer), Throttle([optimizer])
-        throttle.factor = factor
+        scheduler, lr_scale = schedule(optimizer), LrScale([optimizer])
+        lr_scale.factor = factor
         rates.append([])
         moves.append([])
         for _ in range(10):
@@ -134,8 +134,8 @@ def test_no_scheduler_overwrites_it(schedule: Callable[[Optimizer], torch.optim.
 def test_a_step_that_raises_leaves_the_rate_as_it_was():
     params = parameters()
     optimizer = surefoot.Adagrad(params, 0.1, rule=TIGHT, nonfinite="raise")
-    throttle = Throttle([optimizer])
-    throttle.factor = 0.5
+    lr_scale = LrScale([optimizer])
+    lr_scale.factor = 0.5
     params[0].grad = torch.full_like(params[0], torch.nan)
     with pytest.raises(FloatingPointError):
         optimizer.step()
@@ -148,15 +148,15 @@ def test_a_step_that_raises_leaves_the_rate_as_it_was():
 def test_while_held_nothing_moves(make: Callable[[Params], Optimizer]):
     params = parameters()
     optimizer = make(params)
-    throttle = Throttle([optimizer])
+    lr_scale = LrScale([optimizer])
     optimizer.step()
     before = host_copy([[*params], optimizer.state_dict()], "before")
     grads = [param.grad for param in params]
-    throttle.held = True
+    lr_scale.held = True
     optimizer.step()
     assert equal(host_copy([[*params], optimizer.state_dict()], "after"), before)
     assert all(param.grad is grad for param, grad in zip(params, grads, strict=True))
-    throttle.held = False
+    lr_scale.held = False
     optimizer.step()
     assert not equal(host_copy([*params], "after"), before[0])
 
@@ -165,7 +165,7 @@ def test_while_held_nothing_moves(make: Callable[[Params], Optimizer]):
 def test_while_held_a_closure_is_called_and_moves_nothing(make: Callable[[Params], Optimizer]):
     params = parameters()
     optimizer = make(params)
-    Throttle([optimizer]).held = True
+    LrScale([optimizer]).held = True
     before, losses = host_copy([*params], "before"), []
 
     def closure() -> float:
@@ -200,8 +200,8 @@ def test_what_a_rule_measures_is_that_of_the_lowered_rate(make: Callable[[Params
     for factor in (1.0, 0.125):
         optimizer = make(parameters())
         optimizer.step()
-        throttle = Throttle([optimizer])
-        throttle.factor = factor
+        lr_scale = LrScale([optimizer])
+        lr_scale.factor = factor
         optimizer.step()
         found.append(measured_by(optimizer))
         for param in optimizer.param_groups[0]["params"]:
@@ -215,9 +215,9 @@ def test_what_a_rule_measures_is_that_of_the_lowered_rate(make: Callable[[Params
 def test_removed_it_is_gone():
     params = parameters()
     optimizer = torch.optim.SGD(params, 0.1)
-    throttle = Throttle([optimizer])
-    throttle.held = True
-    throttle.remove()
+    lr_scale = LrScale([optimizer])
+    lr_scale.held = True
+    lr_scale.remove()
     before = host_copy([*params], "before")
     optimizer.step()
     assert not equal(host_copy([*params], "after"), before)
@@ -229,7 +229,7 @@ def test_a_group_without_a_rate_is_refused():
     optimizer = torch.optim.SGD(parameters(), 0.1)
     del optimizer.param_groups[0]["lr"]
     with pytest.raises(ValueError, match=r"optimizers has a group without 'lr', \['dampening'"):
-        Throttle([optimizer])
+        LrScale([optimizer])
 
 
 def test_other_hooks_see_the_step_as_it_is_taken():
@@ -241,7 +241,7 @@ def test_other_hooks_see_the_step_as_it_is_taken():
 
     optimizer.register_step_pre_hook(look)
     optimizer.register_step_post_hook(look)
-    Throttle([optimizer]).factor = 0.5
+    LrScale([optimizer]).factor = 0.5
     optimizer.register_step_pre_hook(look)
     optimizer.register_step_post_hook(look)
     optimizer.step()
@@ -260,9 +260,9 @@ def test_no_number_is_read_on_the_host(make: Callable[[Params], Optimizer]):
     with FakeTensorMode(allow_non_fake_inputs=True):
         params = [nn.Parameter(torch.empty(4, 3, device=DEVICE)), nn.Parameter(torch.empty(5, device=DEVICE))]
         optimizer = make(params)
-        throttle, skips = Throttle([optimizer]), SkipRung([optimizer])
+        lr_scale, skips = LrScale([optimizer]), SkipStage([optimizer])
         for factor, held in ((1.0, False), (0.5, False), (0.5, True), (1.0, False)):
-            throttle.factor, throttle.held = factor, held
+            lr_scale.factor, lr_scale.held = factor, held
             for param in params:
                 param.grad = torch.empty_like(param)
             optimizer.step()

@@ -589,6 +589,17 @@ def test_without_the_last_rung_it_goes_on(folder: Path):
 # Called from an optimizer's hook
 
 
+def test_a_lowered_rate_is_whole_again_after_22_healthy_steps(folder: Path):
+    loop = Loop(folder)
+    loop.run(30)
+    assert loop.step(Sign(29, "clip_ratio")) is Action.SLOWED
+    factors: list[float] = []
+    for _ in range(30):
+        loop.step()
+        factors.append(loop.recovery.rate_factor)
+    assert factors.index(1.0) + 1 == 22
+
+
 HOOKED: dict[str, Callable[[nn.Sequential], list[Optimizer]]] = {
     "Clippy": lambda model: [surefoot.ClippyAdagrad(model.parameters(), 0.1)],
     "Adam": lambda model: [torch.optim.Adam(model.parameters(), 0.01)],

@@ -1,4 +1,4 @@
-"""Where a log's files are: on which file system, under which names, in which order; what is wrong with one, said."""
+"""Finds a log's files: on which file system, under which names, in which order; names a file that cannot be read."""
 
 import os
 import re

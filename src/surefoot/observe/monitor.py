@@ -1,4 +1,4 @@
-"""The monitor: one call a step says how each task and each layer is doing, and whether training is leaving the road."""
+"""The monitor: one call a step measures each task and each layer, and tells whether training is about to diverge."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.best_effort import Harmless
+from surefoot.best_effort import BestEffort
 from surefoot.detect.detector import Alarm, Detector, FreshScore, Verdict
 from surefoot.detect.signals import Signals
 from surefoot.observe import layer_stats
@@ -144,7 +144,7 @@ class Monitor:
         self._usual = UsualRows()
         self._last_kinds: Kinds | None = None
         self._sinks = _sinks(sinks, folder, every)
-        self._harmless = Harmless()
+        self._best_effort = BestEffort()
         self._attribute = attribute
         self._step = 0
         self._pending: tuple[int, Reading, Any] | None = None
@@ -215,7 +215,7 @@ class Monitor:
         return alarm
 
     def close(self, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
-        """Read the last step, end the detector and the sinks; return the verdict on the run. Harmless when repeated.
+        """Read the last step, end the detector and the sinks; return the verdict on the run. BestEffort when repeated.
 
         Args:
             scores: of the trained model on rows it was not trained on, where there are such, for the verdict.
@@ -243,17 +243,17 @@ class Monitor:
         """Call a method of the sinks that have it; what fails there ends no training."""
         for sink in self._sinks:
             if callable(method := getattr(sink, word, None)):
-                with self._harmless(f"{word} of {_named(sink)}"):
+                with self._best_effort(f"{word} of {_named(sink)}"):
                     method(*arguments)
 
     @property
     def signals(self) -> Signals | None:
-        """What the detector saw last."""
+        """What the detector saw last, of the step ``signals_step``."""
         return self._last[1] if self._last else None
 
     @property
     def signals_step(self) -> int | None:
-        """The step that it saw it of."""
+        """The number of the step that ``signals`` describes."""
         return self._last[0] if self._last else None
 
     @property
@@ -359,7 +359,7 @@ class Monitor:
             self._forget_window()  # which holds what the alarm was about: it would become what is usual
         self._write(step, self._values)
         if alarm is not None and batch is not None and self._attribute is not None:
-            with self._harmless("attribution"):
+            with self._best_effort("attribution"):
                 self.attribution = self._attribute(batch)
         return alarm
 
@@ -374,7 +374,7 @@ class Monitor:
             return
         self._written = step
         for sink in self._sinks:
-            with self._harmless(f"writing to {_named(sink)}"):
+            with self._best_effort(f"writing to {_named(sink)}"):
                 sink(step, row)
 
     def _shown(self, values: Mapping[tuple[str, str], float]) -> Signals:

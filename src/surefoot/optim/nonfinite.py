@@ -51,7 +51,7 @@ def readable(flag: Tensor) -> bool:
 
 
 class Skips:
-    """Counts skipped steps where the gradients are, and tells of the first one: late rather than by a wait."""
+    """Counts skipped steps on the gradients' device; warns of the first one some steps later, so that no step waits."""
 
     def __init__(self, where: str, known: int = 0) -> None:
         self._where, self._told, self._known = where, known > 0, known

@@ -8,7 +8,7 @@ _FREE = 10.0  # seconds that early checkpoints may take, whatever their share
 _SHARE = 0.05  # of the time, beyond those
 
 
-class Rhythm:
+class CheckpointSchedule:
     """Says after which steps a checkpoint is due.
 
     After every ``every`` steps; and, while there have not been that many, after every tenth, then about a fifth of the
@@ -21,12 +21,12 @@ class Rhythm:
         seconds: between two at the most, as far as the pace of the last steps tells.
         clock: of seconds.
 
-    >>> rhythm = Rhythm(200, math.inf)
+    >>> schedule = CheckpointSchedule(200, math.inf)
     >>> due = []
     >>> for step in range(1, 700):
-    ...     if rhythm.due(step):
+    ...     if schedule.due(step):
     ...         due.append(step)
-    ...         rhythm.begin(step)
+    ...         schedule.begin(step)
     >>> due
     [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200, 400, 600]
     """

@@ -1,4 +1,4 @@
-"""A multiplier on every step of some optimizers, out of reach of whatever sets their rates."""
+"""A factor on every step of some optimizers, which no scheduler sees or overwrites."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ def slowed(rule: Rule, factor: float) -> Rule:
     return replace(rule, **{name: factor * getattr(rule, name) for name in names})
 
 
-class Throttle(Part):
+class LrScale(Part):
     r"""Multiplies the steps of optimizers by a factor, or holds them.
 
     .. math:: w \leftarrow w - m\,\eta\,\sigma\,r
@@ -52,8 +52,8 @@ class Throttle(Part):
 
     >>> w = torch.nn.Parameter(torch.zeros(1))
     >>> optimizer = torch.optim.SGD([w], lr=1.0)
-    >>> throttle = Throttle([optimizer])
-    >>> throttle.factor, w.grad = 0.5, torch.ones(1)
+    >>> lr_scale = LrScale([optimizer])
+    >>> lr_scale.factor, w.grad = 0.5, torch.ones(1)
     >>> optimizer.step()
     >>> w.data, optimizer.param_groups[0]["lr"]
     (tensor([-0.5000]), 1.0)

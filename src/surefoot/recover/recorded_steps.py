@@ -10,8 +10,8 @@ from surefoot.capsule.replay import Training
 from surefoot.capsule.storage import StepRecord
 from surefoot.optim.unwrap import in_backward
 from surefoot.recover.buffers import Buffers
-from surefoot.recover.lr_scale import Throttle
-from surefoot.recover.skip_stage import SkipRung
+from surefoot.recover.lr_scale import LrScale
+from surefoot.recover.skip_stage import SkipStage
 
 
 def under_recovery(training: Training) -> Training:
@@ -23,8 +23,8 @@ def under_recovery(training: Training) -> Training:
     """
     within = in_backward(training.model)
     own = [each for each in training.optimizers if each not in within]
-    stages = [SkipRung(several) for several in (own, *([each] for each in within)) if several]
-    scale, buffers = Throttle(training.optimizers), Buffers(training.model)
+    stages = [SkipStage(several) for several in (own, *([each] for each in within)) if several]
+    scale, buffers = LrScale(training.optimizers), Buffers(training.model)
 
     def prepare(record: StepRecord) -> None:
         training.prepare(record)

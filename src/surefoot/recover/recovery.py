@@ -16,12 +16,12 @@ from surefoot.capsule.snapshot import Stateful, host_copy
 from surefoot.errors import InputError
 from surefoot.optim.unwrap import unwrapped, with_in_backward
 from surefoot.recover.buffers import Buffers
-from surefoot.recover.checkpoint_schedule import Rhythm
+from surefoot.recover.checkpoint_schedule import CheckpointSchedule
 from surefoot.recover.checkpoints import Checkpoints, Tag, collect_state, restore_state, step_of
 from surefoot.recover.journal import Journal
-from surefoot.recover.lr_scale import Throttle
+from surefoot.recover.lr_scale import LrScale
 from surefoot.recover.policy import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
-from surefoot.recover.skip_stage import SkipRung, largest_of_ranks, on_any_rank
+from surefoot.recover.skip_stage import SkipStage, largest_of_ranks, on_any_rank
 from surefoot.recover.state_size import Size, growth, not_finite, sizes_of
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what ends no training, not even at its start
@@ -63,8 +63,8 @@ class Recovery:
         schedulers: of the rate.
         loader: what yields the batches, if it has ``state_dict`` and ``load_state_dict``.
         more: anything else with a state, by name: a ``GradScaler``, an average of weights.
-        every: steps between two checkpoints, at the most; at first there are more (see ``Rhythm``): after 10, 20, ...
-            100, 120, ... steps.
+        every: steps between two checkpoints, at the most; at first there are more: after 10, 20, ...
+            100, 120, ... steps (see ``CheckpointSchedule``).
         seconds: between two checkpoints, at the most, as the last steps were; ``math.inf``: steps alone decide.
         keep: how many healthy checkpoints stay.
         on_roll_back: called before anything goes back, to write down or forget what belongs to the present weights.
@@ -113,7 +113,7 @@ class Recovery:
         if not stepped:
             raise ValueError("optimizers is empty; expected one or more")
         self.ladder, self.every = ladder, every
-        self._rhythm = Rhythm(every, seconds)
+        self._schedule = CheckpointSchedule(every, seconds)
         waiting = 1 + ladder.confirm // min(
             every, 10
         )  # so many are saved before the first of them is known to be healthy
@@ -126,13 +126,13 @@ class Recovery:
             raise ValueError("monitor and detector are both given; expected one: a monitor has its detector")
         self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
         self._parts: dict[str, Any] = {"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor}
-        self._throttle = Throttle(stepped)
-        self._throttle.on_end = self._end_step
+        self._lr_scale = LrScale(stepped)
+        self._lr_scale.on_end = self._end_step
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
         self._done = Action.NONE  # about the last step
         apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
-        self._skips = SkipRung(several) if several and ladder.skip else None
-        self._skips_apart = [SkipRung(each) for each in apart if ladder.skip]
+        self._skips = SkipStage(several) if several and ladder.skip else None
+        self._skips_apart = [SkipStage(each) for each in apart if ladder.skip]
         self._refused = 0  # losses since the last step
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
@@ -162,7 +162,7 @@ class Recovery:
     @property
     def holding(self) -> bool:
         """Whether the model only looks at batches now, without a step."""
-        return self._throttle.held
+        return self._lr_scale.held
 
     def resume(self) -> int:
         """Go on after an interruption from the newest intact checkpoint, loader included; return its steps, 0 if none.
@@ -181,7 +181,7 @@ class Recovery:
                 each.load_state_dict(state["beside"][name])
         self._state = _state_of(state["recovery"])
         self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
-        self._throttle.factor = self._state.factor
+        self._lr_scale.factor = self._state.factor
         self._forget_step()
         self._note_sizes()
         self._log("resumed", checkpoint=path.name)
@@ -208,7 +208,7 @@ class Recovery:
                 f"folder {self.journal.path.parent} has checkpoints of an earlier run; expected resume() before the "
                 "first step, or a new folder"
             )
-        if self._throttle.in_step:
+        if self._lr_scale.in_step:
             self._waiting.append(alarm)
             return self._done
         self._act(alarm)
@@ -231,8 +231,8 @@ class Recovery:
         return not bad
 
     def close(self) -> None:
-        """Take the hooks off the optimizers. Harmless when repeated."""
-        self._throttle.remove()
+        """Take the hooks off the optimizers. BestEffort when repeated."""
+        self._lr_scale.remove()
         for rung in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
             rung.remove()
 
@@ -254,7 +254,7 @@ class Recovery:
         self._must_resume = False
         self._state = _state_of(state)
         self._state.pending = [step for step in self._state.pending if step <= self._state.steps]
-        self._throttle.factor = self._state.factor
+        self._lr_scale.factor = self._state.factor
         self._forget_step()
         try:
             self.checkpoints.delete(after=self._state.steps)
@@ -332,10 +332,10 @@ class Recovery:
             state.rung = Action.NONE
         if state.return_rate():
             self._log("rate_restored")
-        self._throttle.factor = state.factor
+        self._lr_scale.factor = state.factor
         if state.clean >= self.ladder.confirm:
             self._tag(state.steps - self.ladder.confirm)
-        if self._rhythm.due(state.steps):
+        if self._schedule.due(state.steps):
             self._save()
 
     def _tag(self, up_to: int) -> None:
@@ -366,7 +366,7 @@ class Recovery:
                 self._tell_failed(error)
             else:
                 state.pending.append(state.steps)
-        self._rhythm.begin(state.steps, took=time.monotonic() - began, agree=largest_of_ranks)
+        self._schedule.begin(state.steps, took=time.monotonic() - began, agree=largest_of_ranks)
 
     def _tell_failed(self, error: OSError) -> None:
         self._log("checkpoint_failed", reason=str(error))
@@ -417,7 +417,7 @@ class Recovery:
         return self._take(Action.SLOWED)
 
     def _lower(self, slow: Slow, reason: str) -> None:
-        self._throttle.factor = self._state.lower(self._state.factor * slow.factor, slow.steps)
+        self._lr_scale.factor = self._state.lower(self._state.factor * slow.factor, slow.steps)
         self._log("slowed", rate_factor=self._state.factor, reason=reason)
 
     def _go_back(self, how: RollBack, reason: str, *, at_once: bool = False) -> Action:
@@ -452,7 +452,7 @@ class Recovery:
         state.roll_backs += 1
         state.rolled_at = state.steps
         whole = at_once and state.rung is not Action.SLOWED  # not the rate was wrong, but a batch
-        self._throttle.factor = state.lower(how.factor ** (state.roll_backs - whole), how.steps)
+        self._lr_scale.factor = state.lower(how.factor ** (state.roll_backs - whole), how.steps)
         state.trial = back_to if back_to in state.pending else -1
         if back_to < state.accepted:  # these weights do not know the data as they are now
             state.accepted = state.steps
@@ -508,7 +508,7 @@ class Recovery:
         state = self._state
         state.held_from, state.hold, state.excused = state.steps, batches, False
         state.hold_until, state.hold_limit = state.steps + batches, state.steps + longest
-        self._throttle.held = batches > 0
+        self._lr_scale.held = batches > 0
 
     def _look(self, calm: bool, alarm: Alarm | None) -> Action:
         """Judge a batch on which no step was taken."""
@@ -521,7 +521,7 @@ class Recovery:
                 return self._release("released")
             if state.steps < state.hold_until:
                 return Action.NONE
-            self._throttle.held = False
+            self._lr_scale.held = False
             action = self._go_back(how, f"no better after a look at {how.look} batches")
             return self._release("released") if action is Action.NONE else action
         if not calm and state.trial > 0:  # perhaps these weights were harmed already: older ones will tell
@@ -530,7 +530,7 @@ class Recovery:
                 return action
         if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
             self._lower(self.ladder.slow, alarm.reason)  # not the data: the step that it would take is too large
-        if not calm and state.steps >= state.hold_limit:  # healthy weights find it so: that is how data are now
+        if not calm and state.steps >= state.hold_limit:  # so it is on healthy weights: the data have changed
             self._start_detector_anew()
             state.accepted = state.steps
             return self._release("accepted")
@@ -566,7 +566,7 @@ class Recovery:
 
     def _release(self, event: str) -> Action:
         state = self._state
-        self._throttle.held, state.trial = False, -1
+        self._lr_scale.held, state.trial = False, -1
         if state.excused:  # its alarm, too, is of these weights
             self._start_detector_anew()
             state.excused = False

@@ -11,7 +11,7 @@ from surefoot.optim.nonfinite import readable
 _INTERVAL = 50  # steps between two looks at a count on an accelerator, since a look waits for it
 
 
-class SkipRung:
+class SkipStage:
     """Makes optimizers skip a step together when a gradient is not finite.
 
     It is a ``guard`` of its own, of one optimizer too: what else is attached, before or after, changes nothing.

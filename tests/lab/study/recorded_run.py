@@ -11,7 +11,7 @@ from surefoot.lab.settings import dump
 from surefoot.lab.study.config import RunConfig
 from surefoot.lab.study.trial import assemble, load_log
 from surefoot.lab.training.loop import take_step
-from surefoot.recover.lr_scale import Throttle
+from surefoot.recover.lr_scale import LrScale
 
 DRIFT = RunConfig.model_validate(  # a run of the preset "drift"
     {
@@ -49,7 +49,7 @@ def capsule_of(
         written: the configuration to write into the capsule, "" for the run's own.
     """
     parts = assemble(config, load_log(config.data))
-    ring, throttle = Ring(parts.model, parts.optimizers, others=[parts.scheduler]), Throttle(parts.optimizers)
+    ring, lr_scale = Ring(parts.model, parts.optimizers, others=[parts.scheduler]), LrScale(parts.optimizers)
     stream = parts.window.stream(len(parts.window.log.days) - 1)
     names = [task.name for task in parts.window.log.schema.tasks]
     for step in range(alarm + after + 1):
@@ -57,8 +57,8 @@ def capsule_of(
         _, batch = next(stream)
         if spoil is not None:
             spoil(step, batch)
-        throttle.factor, throttle.held = 0.5 if step in slowed else 1.0, step in slowed and step % 3 == 0
-        note = {"day": day, "index": index, "rate_factor": throttle.factor, "held": int(throttle.held)}
+        lr_scale.factor, lr_scale.held = 0.5 if step in slowed else 1.0, step in slowed and step % 3 == 0
+        note = {"day": day, "index": index, "rate_factor": lr_scale.factor, "held": int(lr_scale.held)}
         ring.record(step, None if spoil is None else batch, rows=stream.rows, note=note)
         seen = take_step(parts.model, batch, parts.optimizers, parts.window.log.schema.tasks)
         parts.scheduler.step()

@@ -1,4 +1,4 @@
-"""A file's cells as numbers, and what is said of those that are none."""
+"""Reads a file's cells as numbers; names the cells that are not numbers."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple

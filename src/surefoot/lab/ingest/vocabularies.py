@@ -1,4 +1,4 @@
-"""What the days before a row's own tell: which ids are known, and how large numbers usually are."""
+"""What is known before a row's day: the ids seen on earlier days, and the mean and deviation of each number."""
 
 from hashlib import blake2b
 from pathlib import Path

@@ -23,7 +23,7 @@ from surefoot.lab.settings import parse
 from surefoot.lab.study.config import RULES, RuleConfig, RunConfig
 from surefoot.lab.study.trial import TrainingParts, assemble, load_log
 from surefoot.lab.training.loop import take_step
-from surefoot.recover.lr_scale import Throttle
+from surefoot.recover.lr_scale import LrScale
 from surefoot.rules import Rule
 
 WHAT_IF: dict[str, Rule] = {name: kind() for name, kind in RULES.items() if name != "naive"}
@@ -205,12 +205,12 @@ def _rule(name: str) -> RuleConfig:
 
 
 def _training(parts: TrainingParts, ladder_to: float) -> Training:
-    schema, throttle = parts.window.log.schema, Throttle(parts.optimizers)
+    schema, lr_scale = parts.window.log.schema, LrScale(parts.optimizers)
 
     def prepare(record: StepRecord) -> None:
         note = record.note if record.step <= ladder_to else {}
-        throttle.factor = float(note.get("rate_factor", 1.0))
-        throttle.held = bool(note.get("held", 0))
+        lr_scale.factor = float(note.get("rate_factor", 1.0))
+        lr_scale.held = bool(note.get("held", 0))
 
     def step(batch: Any) -> Mapping[str, Tensor]:
         seen = take_step(parts.model, Batch(*batch), parts.optimizers, schema.tasks)
