@@ -320,7 +320,7 @@ class Supervisor:
     def close(self, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
         """End the watch, write what still waits, take the hooks off; return the verdict on the run.
 
-        Full if it had to be stopped, micro if it was rolled back. BestEffort when repeated.
+        Full if it had to be stopped, micro if it was rolled back. A second call changes nothing.
 
         Args:
             scores: of the trained model on rows that it was not trained on, where there are such, for the verdict.

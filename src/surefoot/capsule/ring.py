@@ -314,7 +314,7 @@ class Ring:
         self._open = None
 
     def close(self) -> None:
-        """Write what ``write_later`` still waits with. BestEffort when repeated."""
+        """Write what ``write_later`` still waits with. A second call changes nothing."""
         self.flush()
 
     def __enter__(self) -> Self:

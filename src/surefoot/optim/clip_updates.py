@@ -116,7 +116,7 @@ class ClipHandle(Part):
         return self._skips.total()
 
     def remove(self) -> None:
-        """Take the hooks off; the optimizer is then as if never attached to. BestEffort when called again."""
+        """Take the hooks off; the optimizer is then as if never attached to. A second call changes nothing."""
         for hook in self._hooks:
             hook.remove()
         around(self._optimizer).discard(self)

@@ -88,7 +88,7 @@ class Around:
         self.parts.insert(0 if first else len(self.parts), part)
 
     def discard(self, part: Part) -> None:
-        """Take a part off; with the last one the optimizer is as it was. BestEffort when called again."""
+        """Take a part off; with the last one the optimizer is as it was. A second call changes nothing."""
         if part in self.parts:
             self.parts.remove(part)
             part.forget(self)

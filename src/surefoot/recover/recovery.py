@@ -231,7 +231,7 @@ class Recovery:
         return not bad
 
     def close(self) -> None:
-        """Take the hooks off the optimizers. BestEffort when repeated."""
+        """Take the hooks off the optimizers. A second call changes nothing."""
         self._lr_scale.remove()
         for rung in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
             rung.remove()
