@@ -1,6 +1,6 @@
-"""How many runs with a survivable fault end as well as their unharmed twins: the ladder on, off, and its rungs alone.
+"""How many runs with a survivable fault end as well as their unharmed twins: the policy on, off, and its stages alone.
 
-    python benchmarks/recovery.py [--look] [--workers 2] [--seeds 3] [--faults nan_batch ...] [--ladders on off ...]
+    python benchmarks/recovery.py [--look] [--workers 2] [--seeds 3] [--faults nan_batch ...] [--policies on off ...]
 
 A set-up is a log, a model, a rule and a seed. Its twin trains unharmed; every other run has one fault, at a step drawn
 from its seed, and is otherwise the same. A fault is survivable if it passes, or has harmed only what training can put
@@ -10,7 +10,7 @@ A run ends well if its AUC on the days after the last one trained on, the mean o
 its twin's by no more than 0.5 points, or two standard deviations over the twins' seeds if that is more. A run that was
 stopped did not end well. Intervals are Clopper-Pearson, 95 %.
 
-``--look`` uses other seeds, for whoever changes the ladder or the detector: the figures reported were not looked at.
+``--look`` uses other seeds, for whoever changes the policy or the detector: the figures reported were not looked at.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from surefoot.observe.monitor import Monitor
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.embedding_tables import split_parameters
 from surefoot.recover import journal
-from surefoot.recover.policy import Action, Ladder
+from surefoot.recover.policy import Action, RecoveryPolicy
 from surefoot.recover.recovery import Recovery
 from surefoot.rules import Clippy, NoClip, Rule
 from surefoot.tasks import TaskKind
@@ -54,9 +54,9 @@ DAYS, STEPS_PER_DAY, BATCH = 20, 25, 256  # 500 steps
 SCORED_DAYS = 2
 DATA = ("synthetic", "completejourney")
 RULES: dict[str, tuple[Rule, float]] = {"naive": (NoClip(), 0.05), "Clippy": (Clippy(), 0.1)}  # and a safe rate
-LADDERS: dict[str, Ladder | None] = {
-    "on": Ladder(),
-    "skip only": Ladder(slow=None, roll_back=None, stop=False),
+POLICIES: dict[str, RecoveryPolicy | None] = {
+    "on": RecoveryPolicy(),
+    "skip only": RecoveryPolicy(slow=None, roll_back=None, stop=False),
     "off": None,
 }
 SEEDS, LOOKING_SEEDS = 100, 0
@@ -89,11 +89,11 @@ class Case:
     rule: str
     seed: int
     fault: str | None  # None: the twin
-    ladder: str
+    policy: str
 
     @property
     def twin(self) -> "Case":
-        return replace(self, fault=None, ladder="off")
+        return replace(self, fault=None, policy="off")
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,16 @@ def run(case: Case) -> Outcome:
     stream = MovingWindow(log, BATCH, 3, STEPS_PER_DAY, case.seed).stream(DAYS)
     tasks = [task for task in log.schema.tasks if task.judged]
     columns = [i for i, task in enumerate(log.schema.tasks) if task.judged]
-    names, fault, ladder = [task.name for task in tasks], fault_of(case, log.schema), LADDERS[case.ladder]
+    names, fault, policy = [task.name for task in tasks], fault_of(case, log.schema), POLICIES[case.policy]
     peak, stopped, events = 0.0, False, ()
     with tempfile.TemporaryDirectory() as folder:
         watch = None
-        if ladder is not None:
+        if policy is not None:
             kinds = {task.name: task.kind for task in tasks}
             monitor = Monitor(model, optimizers, tasks=kinds, what_if=(), rows=8 * BATCH, refresh=4)
             watch = (
                 monitor,
-                Recovery(model, optimizers, folder, ladder=ladder, monitor=monitor, loader=stream, every=20),
+                Recovery(model, optimizers, folder, policy=policy, monitor=monitor, loader=stream, every=20),
             )
         for step, (_, batch) in enumerate(stream):
             fault.on_state(step, model, optimizers)
@@ -212,12 +212,12 @@ def _score(model: nn.Module, log: Log, fault: Fault) -> float:
     )
 
 
-def cases(chosen: Sequence[str], ladders: Sequence[str], seeds: Sequence[int]) -> Iterator[Case]:
-    """Yield the twins, then every fault under every ladder."""
+def cases(chosen: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Case]:
+    """Yield the twins, then every fault under every policy."""
     for data, rule, seed in product(DATA, RULES, seeds):
         yield Case(data, rule, seed, None, "off")
-    for fault, ladder, data, rule, seed in product(chosen, ladders, DATA, RULES, seeds):
-        yield Case(data, rule, seed, fault, ladder)
+    for fault, policy, data, rule, seed in product(chosen, policies, DATA, RULES, seeds):
+        yield Case(data, rule, seed, fault, policy)
 
 
 def interval(count: int, total: int) -> tuple[float, float]:
@@ -260,15 +260,15 @@ class Table:
     def well(self, case: Case) -> bool:
         return not self.outcomes[case].stopped and self.loss(case) <= self.tolerance[case.data, case.rule]
 
-    def share(self, chosen: Sequence[str], ladder: str, **only: str) -> str:
+    def share(self, chosen: Sequence[str], policy: str, **only: str) -> str:
         """Return the share of runs that ended well, with its interval."""
-        runs = [c for c in self.outcomes if c.fault in chosen and c.ladder == ladder]
+        runs = [c for c in self.outcomes if c.fault in chosen and c.policy == policy]
         runs = [c for c in runs if all(getattr(c, key) == value for key, value in only.items())]
         count = sum(map(self.well, runs))
         low, high = interval(count, len(runs))
         return f"{count / len(runs):.2f} ({low:.2f} to {high:.2f}) {count:4d} / {len(runs)}"
 
-    def lines(self, chosen: Sequence[str], ladders: Sequence[str]) -> Iterator[str]:
+    def lines(self, chosen: Sequence[str], policies: Sequence[str]) -> Iterator[str]:
         for data, rule in product(DATA, RULES):
             twins = self._twins(data, rule)
             yield (
@@ -278,13 +278,13 @@ class Table:
         groups = {"survivable faults": SURVIVABLE, "changes for good": FOR_GOOD}
         for title, table in groups.items():
             among = [fault for fault in chosen if fault in table]
-            for ladder in ladders if among else ():
-                yield f"{title:18s} ladder {ladder:10s} {self.share(among, ladder)}"
+            for policy in policies if among else ():
+                yield f"{title:18s} policy {policy:10s} {self.share(among, policy)}"
                 for key, values in (("data", DATA), ("rule", tuple(RULES))):
                     for value in values:
-                        yield f"    {value:33s} {self.share(among, ladder, **{key: value})}"
+                        yield f"    {value:33s} {self.share(among, policy, **{key: value})}"
         for fault in chosen:
-            yield f"{fault:18s} " + "; ".join(f"{ladder}: {self.share([fault], ladder)}" for ladder in ladders)
+            yield f"{fault:18s} " + "; ".join(f"{policy}: {self.share([fault], policy)}" for policy in policies)
 
 
 def main() -> None:
@@ -293,12 +293,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--faults", nargs="+", default=[*SURVIVABLE, *FOR_GOOD], choices=[*SURVIVABLE, *FOR_GOOD])
-    parser.add_argument("--ladders", nargs="+", default=[*LADDERS], choices=[*LADDERS])
+    parser.add_argument("--policies", nargs="+", default=[*POLICIES], choices=[*POLICIES])
     parser.add_argument("--each", action="store_true", help="a line for each run, as it ends")
     parser.add_argument("--out", type=Path, help="also write the table there")
     options = parser.parse_args()
     first = LOOKING_SEEDS if options.look else SEEDS
-    todo = list(cases(options.faults, options.ladders, range(first, first + options.seeds)))
+    todo = list(cases(options.faults, options.policies, range(first, first + options.seeds)))
     outcomes: dict[Case, Outcome] = {}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         for case, outcome in zip(todo, pool.map(run, todo), strict=True):
@@ -306,7 +306,7 @@ def main() -> None:
             if options.each:
                 lost = f"lost {outcomes[case.twin].auc - outcome.auc:+.4f}{', stopped' if outcome.stopped else ''}"
                 print(
-                    f"{case.fault} {case.ladder} {case.data} {case.rule} {case.seed}: AUC {outcome.auc:.4f}, "
+                    f"{case.fault} {case.policy} {case.data} {case.rule} {case.seed}: AUC {outcome.auc:.4f}, "
                     f"{lost}, peak {outcome.peak:.3g} {' '.join(outcome.events)}",
                     flush=True,
                 )
@@ -314,7 +314,7 @@ def main() -> None:
     lines = [
         f"torch {torch.__version__}, {platform.machine()}, seeds {first} to {first + options.seeds - 1}, "
         f"{DAYS * STEPS_PER_DAY} steps of {BATCH} rows",
-        *table.lines(options.faults, options.ladders),
+        *table.lines(options.faults, options.policies),
     ]
     print("\n".join(lines))
     if options.out:

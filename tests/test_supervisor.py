@@ -314,7 +314,7 @@ def test_accumulated_batches_are_one_step_and_run_again_as_one(tmp_path: Path):
     assert surefoot.replay(capsule, training).difference is None
 
 
-NOTHING_HELPS = surefoot.Ladder(slow=None, roll_back=None, skip=False)
+NOTHING_HELPS = surefoot.RecoveryPolicy(slow=None, roll_back=None, skip=False)
 
 
 def hopeless(folder: Path, **options: Any) -> Reported:

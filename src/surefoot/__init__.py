@@ -21,7 +21,7 @@ from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.recover.journal import Journal
 from surefoot.recover.journal import read as read_journal
-from surefoot.recover.policy import Action, Ladder, RollBack, Slow
+from surefoot.recover.policy import Action, RecoveryPolicy, RollBack, Slow
 from surefoot.recover.recorded_steps import under_recovery
 from surefoot.recover.recovery import Recovery
 from surefoot.rules import (
@@ -58,12 +58,12 @@ __all__ = [
     "GroupSpec",
     "InputError",
     "Journal",
-    "Ladder",
     "Made",
     "Monitor",
     "NoClip",
     "NonFinite",
     "Recovery",
+    "RecoveryPolicy",
     "Reduce",
     "Replay",
     "Ring",

@@ -25,7 +25,7 @@ from surefoot.observe.reported_forms import Losses, Outputs
 from surefoot.observe.sinks import parquet_sink
 from surefoot.optim.unwrap import unwrapped, unwrapped_model
 from surefoot.recover.journal import Journal
-from surefoot.recover.policy import Action, Ladder
+from surefoot.recover.policy import Action, RecoveryPolicy
 from surefoot.recover.recovery import Recovery
 from surefoot.tasks import TaskKind
 
@@ -121,7 +121,7 @@ class Supervisor:
         masked: Collection[str] = (),
         detector: Detector | None = None,
         monitor: Monitor | Made | None = Made.HERE,
-        recovery: Recovery | Ladder | None = Ladder(),
+        recovery: Recovery | RecoveryPolicy | None = RecoveryPolicy(),
         ring: Ring | Made | None = Made.HERE,
         schedulers: Sequence[Stateful] = (),
         loader: Stateful | None = None,
@@ -153,12 +153,12 @@ class Supervisor:
         others = [*schedulers, *(more or {}).values()]
         self.monitor = monitor
         self.ring = Ring(model, optimizers, others=others) if ring is Made.HERE else ring
-        if isinstance(recovery, Ladder):
+        if isinstance(recovery, RecoveryPolicy):
             recovery = Recovery(
                 model,
                 optimizers,
                 self.folder,
-                ladder=recovery,
+                policy=recovery,
                 monitor=monitor,
                 schedulers=schedulers,
                 loader=loader,

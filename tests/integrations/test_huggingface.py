@@ -90,7 +90,7 @@ def test_each_step_is_seen_and_evaluation_is_not(parts: int, tmp_path: Path) -> 
 
 def test_a_bad_batch_is_told_and_a_stop_ends_training(tmp_path: Path) -> None:
     kept: list[surefoot.Supervisor] = []
-    nothing_helps = surefoot.Ladder(skip=False, slow=None, roll_back=None)
+    nothing_helps = surefoot.RecoveryPolicy(skip=False, slow=None, roll_back=None)
     done = trainer(made(tmp_path, kept, recovery=nothing_helps), Rows(spoil=6), tmp_path)
     done.train()
     assert kept[0].last_alarm is not None

@@ -210,7 +210,7 @@ def test_the_supervisor_sees_each_step_and_its_capsule_runs_again(parts: int, tm
 
 
 def test_the_supervisor_ends_training(tmp_path: Path) -> None:
-    watch = supervisor(tmp_path / "run", recovery=surefoot.Ladder(skip=False, slow=None, roll_back=None))
+    watch = supervisor(tmp_path / "run", recovery=surefoot.RecoveryPolicy(skip=False, slow=None, roll_back=None))
     fit(Module(spoil=1), watch, tmp_path)
     assert watch.supervisor is not None
     assert watch.supervisor.last_alarm is not None

@@ -1,4 +1,4 @@
-"""The ladder: every rung works and can be left out, what rolls back does so bit for bit, the journal tells it."""
+"""The policy: every stage works and can be left out, what rolls back does so bit for bit, the journal tells it."""
 
 import random
 import warnings
@@ -24,12 +24,12 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.sources import synthetic
 from surefoot.recover import journal
 from surefoot.recover.checkpoints import Tag, collect_state
-from surefoot.recover.policy import Action, Ladder, RollBack, Slow
+from surefoot.recover.policy import Action, RecoveryPolicy, RollBack, Slow
 from surefoot.recover.recovery import Recovery
 
 LOG = synthetic.make(days=4, rows_per_day=1024)
 AT_ONCE = RollBack(look=0)
-NOTHING = Ladder(skip=False, slow=None, roll_back=None, stop=False)
+NOTHING = RecoveryPolicy(skip=False, slow=None, roll_back=None, stop=False)
 
 
 class Sign(NamedTuple):
@@ -75,7 +75,7 @@ class Loop:
     def __init__(
         self,
         folder: Path,
-        ladder: Ladder = Ladder(),
+        policy: RecoveryPolicy = RecoveryPolicy(),
         *,
         make: Callable[[nn.Sequential], list[Optimizer]] = pair,
         seed: int = 0,
@@ -90,7 +90,7 @@ class Loop:
         self.detector = Told()
         parts: dict[str, Any] = {"detector": self.detector, "schedulers": self.schedulers, "loader": self.loader}
         self.recovery = Recovery(
-            self.model, self.optimizers, folder, ladder=ladder, every=every, **{**parts, **changes}
+            self.model, self.optimizers, folder, policy=policy, every=every, **{**parts, **changes}
         )
 
     def step(self, alarm: Sign | None = None, *, spoil: float = 0.0) -> Action:
@@ -158,7 +158,7 @@ def test_a_healthy_run_is_left_alone_and_its_checkpoints_become_healthy(folder: 
     assert watched.told == []
 
 
-# The rungs
+# The stages
 
 
 @over("make", OPTIMIZERS)
@@ -212,7 +212,7 @@ def test_one_value_that_is_not_finite_in_one_row_leaves_no_trace(folder: Path):
 
 
 def test_without_the_first_rung_nothing_is_skipped(folder: Path):
-    loop = Loop(folder, Ladder(skip=False), make=OPTIMIZERS["SGD"])
+    loop = Loop(folder, RecoveryPolicy(skip=False), make=OPTIMIZERS["SGD"])
     loop.run(3)
     loop.step(spoil=torch.nan)
     assert not all(bool(param.isfinite().all()) for param in loop.model.parameters())
@@ -220,7 +220,7 @@ def test_without_the_first_rung_nothing_is_skipped(folder: Path):
 
 
 def test_an_early_signal_slows_the_steps_and_the_rate_returns_gently(folder: Path):
-    loop = Loop(folder, Ladder(slow=Slow(factor=0.25, steps=4)))
+    loop = Loop(folder, RecoveryPolicy(slow=Slow(factor=0.25, steps=4)))
     loop.run(20)
     assert loop.step(Sign(19, "clip_ratio")) is Action.SLOWED
     factors = []
@@ -234,14 +234,14 @@ def test_an_early_signal_slows_the_steps_and_the_rate_returns_gently(folder: Pat
 
 
 def test_without_the_second_rung_an_early_signal_goes_to_the_third(folder: Path):
-    loop = Loop(folder, Ladder(slow=None))
+    loop = Loop(folder, RecoveryPolicy(slow=None))
     loop.run(20)
     assert loop.step(Sign(19, "clip_ratio")) is Action.LOOKING
 
 
 @over("make", OPTIMIZERS)
 def test_harm_rolls_everything_back_bit_for_bit(make: Callable[..., list[Optimizer]], folder: Path):
-    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10), make=make)
+    loop = Loop(folder, RecoveryPolicy(roll_back=AT_ONCE, confirm=10), make=make)
     loop.run(30)
     then = loop.state()  # the checkpoint after 30 steps
     loop.run(14)
@@ -259,7 +259,7 @@ def test_harm_rolls_everything_back_bit_for_bit(make: Callable[..., list[Optimiz
 
 
 def test_the_checkpoint_is_older_than_the_onset_and_later_ones_are_suspect(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10))
+    loop = Loop(folder, RecoveryPolicy(roll_back=AT_ONCE, confirm=10))
     loop.run(44)
     assert loop.step(Sign(27, "auc")) is Action.ROLLED_BACK
     assert loop.events[-1]["steps"] == 25
@@ -268,7 +268,7 @@ def test_the_checkpoint_is_older_than_the_onset_and_later_ones_are_suspect(folde
 
 
 def test_a_damaged_checkpoint_is_passed_over(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=AT_ONCE, confirm=10))
+    loop = Loop(folder, RecoveryPolicy(roll_back=AT_ONCE, confirm=10))
     loop.run(44)
     newest = folder / "checkpoints" / "step-000000030.healthy.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -291,7 +291,7 @@ def test_a_bad_batch_that_did_no_harm_costs_a_few_batches_and_nothing_goes_back(
 
 
 def test_harm_that_stays_rolls_back_after_the_look(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=RollBack(look=6)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=RollBack(look=6)))
     loop.run(44)
     loop.detector.healthy = False
     actions = [loop.step(Sign(43, "auc")), *loop.run(6)]
@@ -385,7 +385,7 @@ def test_after_slowing_down_the_trace_is_looked_for_too(folder: Path):
 
 
 def test_what_is_not_finite_never_becomes_a_checkpoint(folder: Path):
-    loop = Loop(folder, Ladder(skip=False, confirm=5))
+    loop = Loop(folder, RecoveryPolicy(skip=False, confirm=5))
     loop.run(12)
     with torch.no_grad():
         loop.optimizers[1].state[loop.optimizers[1].param_groups[0]["params"][0]]["exp_avg"][0] = torch.nan
@@ -414,14 +414,14 @@ def test_a_broken_model_is_refused(folder: Path):
 
 def test_checkpoints_are_made_early(folder: Path):
     """A short run has something to go back to."""
-    loop = Loop(folder, Ladder(roll_back=AT_ONCE), every=500)
+    loop = Loop(folder, RecoveryPolicy(roll_back=AT_ONCE), every=500)
     loop.run(100)
     assert loop.step(Sign(100, "auc")) is Action.ROLLED_BACK
     assert loop.events[-1]["steps"] == 70
 
 
 def test_after_a_roll_back_the_model_looks_first_then_goes_on_at_half_the_rate(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3, steps=5)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3, steps=5)))
     loop.run(44)
     loop.step(Sign(43, "auc"))
     model = loop.state()["model"]
@@ -438,7 +438,7 @@ def test_after_a_roll_back_the_model_looks_first_then_goes_on_at_half_the_rate(f
 
 
 def test_it_waits_for_bad_data_to_pass(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3)))
     loop.run(44)
     loop.step(Sign(43, "auc"))
     loop.step()
@@ -457,7 +457,7 @@ def test_it_waits_for_bad_data_to_pass(folder: Path):
 
 @over("learnt", {"learnt": True, "untrained": False})
 def test_weights_that_have_learnt_nothing_cannot_say_that_data_are_bad(learnt: bool, folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3)))
     loop.detector.has_learnt = learnt
     loop.run(44)
     loop.step(Sign(43, "auc"))
@@ -473,7 +473,7 @@ def test_weights_that_have_learnt_nothing_cannot_say_that_data_are_bad(learnt: b
 
 @over("signal", {"loss": "loss", "not finite": "non_finite"})
 def test_but_any_weights_can_say_so_of_a_loss_that_is_far_too_large(signal: str, folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3)))
     loop.detector.has_learnt = False
     loop.run(44)
     loop.step(Sign(43, "auc"))
@@ -485,7 +485,7 @@ def test_but_any_weights_can_say_so_of_a_loss_that_is_far_too_large(signal: str,
 
 
 def test_an_early_signal_while_it_looks_is_of_the_rate_and_not_of_the_data(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3)))
     loop.run(44)
     loop.step(Sign(43, "auc"))
     loop.step(Sign(45, "clip_ratio"))
@@ -496,7 +496,7 @@ def test_an_early_signal_while_it_looks_is_of_the_rate_and_not_of_the_data(folde
 
 
 def test_data_that_have_changed_for_good_are_accepted(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=3, longest_hold=20)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=3, longest_hold=20)))
     loop.run(44)
     loop.step(Sign(43, "auc"))
     loop.step()
@@ -519,7 +519,7 @@ def test_data_that_have_changed_for_good_are_accepted(folder: Path):
 
 
 def test_rather_slow_down_than_unlearn_what_was_accepted(folder: Path):
-    loop = Loop(folder, Ladder(confirm=5, roll_back=RollBack(look=2, hold=2, longest_hold=2)), every=20)
+    loop = Loop(folder, RecoveryPolicy(confirm=5, roll_back=RollBack(look=2, hold=2, longest_hold=2)), every=20)
     loop.run(44)
     loop.detector.healthy = False
     loop.step(Sign(43, "auc"))
@@ -539,7 +539,7 @@ def test_rather_slow_down_than_unlearn_what_was_accepted(folder: Path):
 
 
 def test_at_most_three_roll_backs_in_a_row_then_it_stops_and_every_checkpoint_stays(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=2)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=2)))
     loop.run(50)
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     factors, actions = [], []
@@ -565,7 +565,7 @@ def test_at_most_three_roll_backs_in_a_row_then_it_stops_and_every_checkpoint_st
 
 
 def test_roll_backs_count_anew_after_health(folder: Path):
-    loop = Loop(folder, Ladder(confirm=10, roll_back=replace(AT_ONCE, hold=1, steps=2, at_most=1)))
+    loop = Loop(folder, RecoveryPolicy(confirm=10, roll_back=replace(AT_ONCE, hold=1, steps=2, at_most=1)))
     for _ in range(3):
         loop.run(50)
         assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.ROLLED_BACK
@@ -574,13 +574,13 @@ def test_roll_backs_count_anew_after_health(folder: Path):
 
 
 def test_without_the_third_rung_it_slows_and_then_stops(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=None))
+    loop = Loop(folder, RecoveryPolicy(roll_back=None))
     loop.run(44)
     assert [loop.step(Sign(43, "auc")), loop.step(Sign(44, "auc"))] == [Action.SLOWED, Action.STOP]
 
 
 def test_without_the_last_rung_it_goes_on(folder: Path):
-    loop = Loop(folder, Ladder(slow=None, roll_back=None, stop=False))
+    loop = Loop(folder, RecoveryPolicy(slow=None, roll_back=None, stop=False))
     loop.run(44)
     assert loop.step(Sign(43, "auc")) is Action.NONE
     assert moved(loop)
@@ -635,8 +635,8 @@ def told_from_a_hook(folder: Path, make: Callable[[nn.Sequential], list[Optimize
 
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    ladder = Ladder(skip=False, slow=Slow(steps=20), roll_back=replace(AT_ONCE, hold=2), confirm=10)
-    loops.append(Loop(folder, ladder, make=made, schedulers=()))
+    policy = RecoveryPolicy(skip=False, slow=Slow(steps=20), roll_back=replace(AT_ONCE, hold=2), confirm=10)
+    loops.append(Loop(folder, policy, make=made, schedulers=()))
     loops[0].schedulers = []  # a rate that is set between the hook and the call after the step is another one
     attach("after", loops[0].optimizers[-1])
     for batch in range(100):
@@ -667,7 +667,7 @@ def test_told_from_a_hook_it_does_the_same_wherever_the_hook_is(
 
 
 def test_told_to_stop_from_a_hook_it_says_so_after_the_next_step(folder: Path):
-    loop = Loop(folder, Ladder(slow=None, roll_back=None))
+    loop = Loop(folder, RecoveryPolicy(slow=None, roll_back=None))
     done: list[Action] = []
     alarms = iter([None, Sign(1), None, None])
     loop.optimizers[-1].register_step_post_hook(lambda *_: done.append(loop.recovery.step(next(alarms))))
@@ -676,11 +676,11 @@ def test_told_to_stop_from_a_hook_it_says_so_after_the_next_step(folder: Path):
     assert done == [Action.NONE, Action.NONE, Action.STOP, Action.STOP]
 
 
-# From rung to rung
+# From stage to stage
 
 
 def test_a_rung_that_does_not_help_in_time_is_followed_by_the_next(folder: Path):
-    loop = Loop(folder, Ladder(patience=6))
+    loop = Loop(folder, RecoveryPolicy(patience=6))
     loop.run(44)
     loop.detector.healthy = False
     assert loop.step(Sign(43, "grad_norm")) is Action.SLOWED
@@ -697,7 +697,7 @@ def test_an_early_signal_of_a_step_from_before_the_slowing_changes_nothing(folde
 
 def test_an_alarm_of_a_step_that_was_rolled_back_changes_nothing(folder: Path):
     """A monitor reads one step late: what it read last belongs to weights that are gone."""
-    loop = Loop(folder, Ladder(roll_back=replace(AT_ONCE, hold=0)))
+    loop = Loop(folder, RecoveryPolicy(roll_back=replace(AT_ONCE, hold=0)))
     loop.run(44)
     loop.step(Sign(43, "auc"))
     loop.detector.healthy = False  # it has been shown that step
@@ -710,15 +710,15 @@ def test_an_alarm_of_a_step_that_was_rolled_back_changes_nothing(folder: Path):
 
 
 def test_a_run_goes_on_after_an_interruption_as_if_there_had_been_none(folder: Path):
-    ladder = Ladder(slow=Slow(steps=20), confirm=10)
-    first = Loop(folder, ladder, every=10)
+    policy = RecoveryPolicy(slow=Slow(steps=20), confirm=10)
+    first = Loop(folder, policy, every=10)
     first.run(30)
     first.step(Sign(29, "clip_ratio"))
     first.run(19)
     then, position = first.state(), first.loader.position
     first.run(5)
     torch.manual_seed(5)
-    second = Loop(folder, ladder, seed=7, every=10)
+    second = Loop(folder, policy, seed=7, every=10)
     assert second.recovery.resume() == 50
     assert equal(second.state(), then)
     assert second.loader.position == position
@@ -736,7 +736,7 @@ def test_an_old_folder_is_not_mixed_up_with_a_new_run(folder: Path):
 
 
 def test_a_loader_without_a_position_is_left_where_it_is(folder: Path):
-    loop = Loop(folder, Ladder(roll_back=AT_ONCE), loader=None)
+    loop = Loop(folder, RecoveryPolicy(roll_back=AT_ONCE), loader=None)
     loop.run(44)
     assert loop.step(Sign(43, "auc")) is Action.ROLLED_BACK
     assert loop.loader.position == (0, 45)
@@ -745,7 +745,7 @@ def test_a_loader_without_a_position_is_left_where_it_is(folder: Path):
 @over("full", FULL)
 def test_a_full_disk_ends_no_training_and_loses_nothing(full: Disk, folder: Path):
     with full(folder) as (run, disk):
-        loop = Loop(run, Ladder(roll_back=AT_ONCE, confirm=10), keep=100)  # an old one that goes makes room
+        loop = Loop(run, RecoveryPolicy(roll_back=AT_ONCE, confirm=10), keep=100)  # an old one that goes makes room
         loop.run(44)
         disk.fill()
         with warnings.catch_warnings(record=True) as told:
@@ -793,7 +793,7 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path):
 
 def roll_back_on_rank(rank: int, folder: str) -> None:
     """Run a rank; rank 0 skips a step, the newest healthy checkpoint of rank 1 is damaged."""
-    loop = Loop(Path(folder) / str(rank), Ladder(roll_back=AT_ONCE, confirm=10))
+    loop = Loop(Path(folder) / str(rank), RecoveryPolicy(roll_back=AT_ONCE, confirm=10))
     loop.run(43)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -822,8 +822,8 @@ def test_ranks_decide_alike_and_roll_back_to_a_checkpoint_that_all_have(tmp_path
         "steps": (lambda: RollBack(steps=0), "steps is 0; expected a finite number above 0"),
         "hold": (lambda: RollBack(hold=-1), "hold is -1; expected a finite number, 0 or above"),
         "at_most": (lambda: RollBack(at_most=0), "at_most is 0; expected a finite number above 0"),
-        "patience": (lambda: Ladder(patience=0), "patience is 0; expected a finite number above 0"),
-        "confirm": (lambda: Ladder(confirm=-3), "confirm is -3; expected a finite number above 0"),
+        "patience": (lambda: RecoveryPolicy(patience=0), "patience is 0; expected a finite number above 0"),
+        "confirm": (lambda: RecoveryPolicy(confirm=-3), "confirm is -3; expected a finite number above 0"),
     },
 )
 def test_numbers_that_cannot_be(wrong: tuple[Callable[[], object], str]):

@@ -215,7 +215,7 @@ class Monitor:
         return alarm
 
     def close(self, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
-        """Read the last step, end the detector and the sinks; return the verdict on the run. A second call changes nothing.
+        """Read the last step, end detector and sinks, return the verdict on the run; a second call changes nothing.
 
         Args:
             scores: of the trained model on rows it was not trained on, where there are such, for the verdict.

@@ -1,4 +1,4 @@
-"""The rungs of the recovery ladder, and their numbers: skip the step, slow down, roll back, stop."""
+"""The stages of the recovery policy, and their numbers: skip the step, slow down, roll back, stop."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +18,7 @@ def _fraction(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Slow:
-    """The second rung: smaller steps for a while.
+    """The second stage: smaller steps for a while.
 
     Args:
         factor: of the rate; of Clippy's thresholds too, which the rate alone does not reach where it clips.
@@ -38,7 +38,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class RollBack:
-    """The third rung: back to the last healthy checkpoint, past the batches since, on at a lower rate.
+    """The third stage: back to the last healthy checkpoint, past the batches since, on at a lower rate.
 
     Args:
         factor: of the rate, once more with each roll-back in a row.
@@ -48,7 +48,7 @@ class RollBack:
         hold: batches that it looks at after going back, before it takes a step; twice as many with each roll-back in a
             row, and more while an alarm on one of them shows that it is the data that are bad.
         longest_hold: batches after which it goes on even so: data that have changed for good must be learnt, and for
-            ``Ladder.confirm`` steps no alarm about that is acted on.
+            ``RecoveryPolicy.confirm`` steps no alarm about that is acted on.
         at_most: roll-backs in a row. The count starts again once the rate is whole and a checkpoint made since has been
             found healthy.
 
@@ -73,15 +73,15 @@ class RollBack:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Which rungs there are, and when the next one is taken.
+class RecoveryPolicy:
+    """Which stages there are, and when the next one is taken.
 
     Args:
         skip: skip steps whose gradients are not finite, by selection, all optimizers together.
         slow: how to slow down on an early signal; None: do not.
         roll_back: how to roll back; None: do not.
-        stop: stop when the other rungs have not helped; if False, go on whatever happens.
-        patience: steps that a rung has to help.
+        stop: stop when the other stages have not helped; if False, go on whatever happens.
+        patience: steps that a stage has to help.
         confirm: steps without an alarm after which a checkpoint counts as healthy. An onset is noticed some steps late.
 
     Raises:
@@ -138,14 +138,14 @@ class Watcher(Stateful, Protocol):
 
 @dataclass
 class State:
-    """Where on the ladder the run is, in numbers that a checkpoint holds."""
+    """Which stage the run is in, in numbers that a checkpoint holds."""
 
     steps: int = 0
     clean: int = 0  # steps since the last sign of trouble
-    rung: Action = Action.NONE  # the highest one taken in the present trouble
+    stage: Action = Action.NONE  # the highest one taken in the present trouble
     onset: int = 0  # of the present trouble
-    since: int = 0  # steps when the rung was taken
-    deadline: int = 0  # steps after which the rung has not helped
+    since: int = 0  # steps when the stage was taken
+    deadline: int = 0  # steps after which the stage has not helped
     skipped: int = -1  # the last step known to have been skipped
     factor: float = 1.0
     wait: int = 0  # healthy steps before the rate begins to return

@@ -1,4 +1,4 @@
-"""What a run does about an alarm: the ladder, climbed for any PyTorch loop and written into its journal."""
+"""What a run does about an alarm, stage by stage, in any PyTorch loop; each action is written into its journal."""
 
 import errno
 import time
@@ -20,7 +20,7 @@ from surefoot.recover.checkpoint_schedule import CheckpointSchedule
 from surefoot.recover.checkpoints import Checkpoints, Tag, collect_state, restore_state, step_of
 from surefoot.recover.journal import Journal
 from surefoot.recover.lr_scale import LrScale
-from surefoot.recover.policy import EARLY, Action, Alarm, Judge, Ladder, RollBack, Slow, State, Watcher
+from surefoot.recover.policy import EARLY, Action, Alarm, Judge, RecoveryPolicy, RollBack, Slow, State, Watcher
 from surefoot.recover.skip_stage import SkipStage, largest_of_ranks, on_any_rank
 from surefoot.recover.state_size import Size, growth, not_finite, sizes_of
 
@@ -35,7 +35,7 @@ class Recovery:
     """Brings a run back from a divergence by itself.
 
     Call ``step`` once after the optimizers' steps, with the detector's alarm if there is one; or from a post-step hook
-    of the last of them, wherever among its hooks. The rungs, each of which the ladder can leave out:
+    of the last of them, wherever among its hooks. The stages, each of which the policy can leave out:
 
     1. A step whose gradients are not finite is skipped, by selection, by all optimizers together.
     2. On an early signal the steps become smaller for a while, by a factor that no scheduler sees or overwrites.
@@ -57,7 +57,7 @@ class Recovery:
         model: its state is saved and restored.
         optimizers: the optimizer, or all of them, surefoot's or torch's.
         folder: the run's: ``checkpoints/`` and ``events.jsonl`` are in it.
-        ladder: the rungs.
+        policy: the stages.
         monitor: the ``Monitor`` that the alarms come from, rolled back with the model.
         detector: the same of a loop that has a detector and no monitor. With neither, alarms alone tell.
         schedulers: of the rate.
@@ -95,7 +95,7 @@ class Recovery:
         optimizers: Optimizer | Sequence[Optimizer],
         folder: Path | str,
         *,
-        ladder: Ladder = Ladder(),
+        policy: RecoveryPolicy = RecoveryPolicy(),
         monitor: Watcher | None = None,
         detector: Judge | None = None,
         schedulers: Sequence[Stateful] = (),
@@ -112,9 +112,9 @@ class Recovery:
         several, stepped = unwrapped(optimizers), with_in_backward(model, optimizers)
         if not stepped:
             raise ValueError("optimizers is empty; expected one or more")
-        self.ladder, self.every = ladder, every
+        self.policy, self.every = policy, every
         self._schedule = CheckpointSchedule(every, seconds)
-        waiting = 1 + ladder.confirm // min(
+        waiting = 1 + policy.confirm // min(
             every, 10
         )  # so many are saved before the first of them is known to be healthy
         self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
@@ -131,8 +131,8 @@ class Recovery:
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
         self._done = Action.NONE  # about the last step
         apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
-        self._skips = SkipStage(several) if several and ladder.skip else None
-        self._skips_apart = [SkipStage(each) for each in apart if ladder.skip]
+        self._skips = SkipStage(several) if several and policy.skip else None
+        self._skips_apart = [SkipStage(each) for each in apart if policy.skip]
         self._refused = 0  # losses since the last step
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
@@ -188,7 +188,7 @@ class Recovery:
         return self._state.steps
 
     def step(self, alarm: Alarm | None = None) -> Action:
-        """Take note of one training step; do what the ladder says.
+        """Take note of one training step; do what the policy says.
 
         Called by a hook in the middle of an optimizer's step, it acts at the end of that step, after all other hooks:
         until then weights may still change, and rates are the lowered ones.
@@ -233,8 +233,8 @@ class Recovery:
     def close(self) -> None:
         """Take the hooks off the optimizers. A second call changes nothing."""
         self._lr_scale.remove()
-        for rung in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
-            rung.remove()
+        for stage in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
+            stage.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +243,7 @@ class Recovery:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where on the ladder the run is, for a trainer that saves model, optimizers and the rest itself."""
+        """Return which stage the run is in, for a trainer that saves model, optimizers and the rest itself."""
         return self._numbers()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,19 +289,19 @@ class Recovery:
         calm = alarm is None and (self._detector is None or self._detector.healthy)
         if self.holding:
             return self._look(calm, alarm)
-        if not calm and state.accepted >= 0 and state.steps <= state.accepted + self.ladder.confirm:
+        if not calm and state.accepted >= 0 and state.steps <= state.accepted + self.policy.confirm:
             return self._learn(alarm)
         if alarm is not None:
-            return self._climb(alarm.step, alarm.signal, alarm.reason)
+            return self._escalate(alarm.step, alarm.signal, alarm.reason)
         if calm:
             state.clean += 1
-            if state.rung is Action.SLOWED and state.clean == _CALM and (action := self._undo_trace("")):
+            if state.stage is Action.SLOWED and state.clean == _CALM and (action := self._undo_trace("")):
                 return action
             self._go_on()
         elif state.clean:  # wrong again, and no word of what
-            state.onset, state.clean, state.deadline = state.steps - 1, 0, state.steps + self.ladder.patience
+            state.onset, state.clean, state.deadline = state.steps - 1, 0, state.steps + self.policy.patience
         elif state.steps >= state.deadline:
-            return self._climb(state.onset, "", f"no better {self.ladder.patience} steps later")
+            return self._escalate(state.onset, "", f"no better {self.policy.patience} steps later")
         return Action.NONE
 
     def _checked_start(self) -> set[str]:
@@ -328,13 +328,13 @@ class Recovery:
 
     def _go_on(self) -> None:
         state = self._state
-        if state.clean >= self.ladder.patience:
-            state.rung = Action.NONE
+        if state.clean >= self.policy.patience:
+            state.stage = Action.NONE
         if state.return_rate():
             self._log("rate_restored")
         self._lr_scale.factor = state.factor
-        if state.clean >= self.ladder.confirm:
-            self._tag(state.steps - self.ladder.confirm)
+        if state.clean >= self.policy.confirm:
+            self._tag(state.steps - self.policy.confirm)
         if self._schedule.due(state.steps):
             self._save()
 
@@ -378,39 +378,39 @@ class Recovery:
         return {**state, "recovery": self._numbers(), "beside": beside}
 
     def _numbers(self) -> dict[str, Any]:
-        return {**asdict(self._state), "rung": self._state.rung.value}
+        return {**asdict(self._state), "stage": self._state.stage.value}
 
     # When something is
 
-    def _climb(self, step: int, signal: str, reason: str) -> Action:
-        """Take the lowest rung that may help against what began at ``step``."""
-        state, ladder = self._state, self.ladder
-        early, fresh = signal in EARLY, state.rung in (Action.NONE, Action.SKIPPED)
-        if early and state.rung is Action.SLOWED and step < state.since:
+    def _escalate(self, step: int, signal: str, reason: str) -> Action:
+        """Take the lowest stage that may help against what began at ``step``."""
+        state, policy = self._state, self.policy
+        early, fresh = signal in EARLY, state.stage in (Action.NONE, Action.SKIPPED)
+        if early and state.stage is Action.SLOWED and step < state.since:
             return Action.NONE  # of a step that was taken before
-        state.onset = min(state.onset, step) if state.rung in (Action.SKIPPED, Action.SLOWED) else step
+        state.onset = min(state.onset, step) if state.stage in (Action.SKIPPED, Action.SLOWED) else step
         state.clean = 0
-        if state.rung is Action.NONE and on_any_rank(state.skipped >= step):
+        if state.stage is Action.NONE and on_any_rank(state.skipped >= step):
             return self._take(Action.SKIPPED)
-        if ladder.slow is not None and early and state.rung is not Action.SLOWED:
-            return self._slow(ladder.slow, reason)
-        if ladder.roll_back is not None and state.roll_backs < ladder.roll_back.at_most:
-            if ladder.roll_back.look and state.rung not in (Action.LOOKING, Action.SLOWED):
-                return self._undo_trace(reason) or self._begin_look(ladder.roll_back, signal, reason)
-            action = self._go_back(ladder.roll_back, reason)
+        if policy.slow is not None and early and state.stage is not Action.SLOWED:
+            return self._slow(policy.slow, reason)
+        if policy.roll_back is not None and state.roll_backs < policy.roll_back.at_most:
+            if policy.roll_back.look and state.stage not in (Action.LOOKING, Action.SLOWED):
+                return self._undo_trace(reason) or self._begin_look(policy.roll_back, signal, reason)
+            action = self._go_back(policy.roll_back, reason)
             if action is not Action.NONE:
                 return action
-        if ladder.slow is not None and fresh:
-            return self._slow(ladder.slow, reason)
-        if ladder.stop:
+        if policy.slow is not None and fresh:
+            return self._slow(policy.slow, reason)
+        if policy.stop:
             return self._stop(reason)
         return self._take(Action.NONE)
 
-    def _take(self, rung: Action, wait: int = 0) -> Action:
+    def _take(self, stage: Action, wait: int = 0) -> Action:
         state = self._state
-        state.rung, state.since = rung, state.steps
-        state.deadline = state.steps + wait + self.ladder.patience
-        return rung
+        state.stage, state.since = stage, state.steps
+        state.deadline = state.steps + wait + self.policy.patience
+        return stage
 
     def _slow(self, slow: Slow, reason: str) -> Action:
         self._lower(slow, reason)
@@ -425,11 +425,11 @@ class Recovery:
 
         What came at once, within a step, came after the newest checkpoint before it: that one is tried first.
         """
-        state, slow = self._state, self.ladder.slow
+        state, slow = self._state, self.policy.slow
         path = self.checkpoints.latest_healthy_of_all(state.onset, pending=at_once)
         if path is None:
             return Action.NONE
-        if step_of(path) < state.accepted and slow is not None and state.rung is not Action.SLOWED:
+        if step_of(path) < state.accepted and slow is not None and state.stage is not Action.SLOWED:
             return self._slow(slow, reason)
         return self._roll_back(how, path, reason, at_once=at_once)
 
@@ -451,7 +451,7 @@ class Recovery:
         state.pending = [step for step in state.pending if step <= back_to]
         state.roll_backs += 1
         state.rolled_at = state.steps
-        whole = at_once and state.rung is not Action.SLOWED  # not the rate was wrong, but a batch
+        whole = at_once and state.stage is not Action.SLOWED  # not the rate was wrong, but a batch
         self._lr_scale.factor = state.lower(how.factor ** (state.roll_backs - whole), how.steps)
         state.trial = back_to if back_to in state.pending else -1
         if back_to < state.accepted:  # these weights do not know the data as they are now
@@ -479,7 +479,7 @@ class Recovery:
 
         Momentum goes on pushing where a bad batch pointed, and an accumulator that has learnt it makes all steps small.
         """
-        state, how = self._state, self.ladder.roll_back
+        state, how = self._state, self.policy.roll_back
         steps = [step for step in self._sizes if step <= state.onset]
         if how is None or not steps or state.roll_backs >= how.at_most:
             return None
@@ -512,11 +512,11 @@ class Recovery:
 
     def _look(self, calm: bool, alarm: Alarm | None) -> Action:
         """Judge a batch on which no step was taken."""
-        state, how = self._state, self.ladder.roll_back
+        state, how = self._state, self.policy.roll_back
         assert how is not None
         calm = calm or self._excused(alarm)
         state.clean = state.clean + 1 if calm else 0
-        if state.rung is Action.LOOKING:
+        if state.stage is Action.LOOKING:
             if state.clean >= _CALM:
                 return self._release("released")
             if state.steps < state.hold_until:
@@ -528,8 +528,8 @@ class Recovery:
             state.onset, state.roll_backs = max(0, state.trial - 1), state.roll_backs - 1
             if (action := self._go_back(how, "the newest checkpoint was not healthy")) is not Action.NONE:
                 return action
-        if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
-            self._lower(self.ladder.slow, alarm.reason)  # not the data: the step that it would take is too large
+        if alarm is not None and alarm.signal in EARLY and self.policy.slow is not None:
+            self._lower(self.policy.slow, alarm.reason)  # not the data: the step that it would take is too large
         if not calm and state.steps >= state.hold_limit:  # so it is on healthy weights: the data have changed
             self._start_detector_anew()
             state.accepted = state.steps
@@ -543,7 +543,7 @@ class Recovery:
         another: that tells of its labels, and not that the data are bad.
         """
         state = self._state
-        if alarm is None or state.rung is Action.LOOKING:
+        if alarm is None or state.stage is Action.LOOKING:
             return state.excused
         state.excused = alarm.signal == "relative_loss" and not getattr(self._detector, "has_learnt", True)
         return state.excused
@@ -552,10 +552,10 @@ class Recovery:
         """Let the run learn data that have just been accepted, which looks like harm: smaller steps at the most."""
         state = self._state
         state.clean = 0
-        if state.steps == state.accepted + self.ladder.confirm:
+        if state.steps == state.accepted + self.policy.confirm:
             self._start_detector_anew()
-        if alarm is not None and alarm.signal in EARLY and self.ladder.slow is not None:
-            return self._slow(self.ladder.slow, alarm.reason)
+        if alarm is not None and alarm.signal in EARLY and self.policy.slow is not None:
+            return self._slow(self.policy.slow, alarm.reason)
         return Action.NONE
 
     def _start_detector_anew(self) -> None:
@@ -571,7 +571,7 @@ class Recovery:
             self._start_detector_anew()
             state.excused = False
         self._log(event, batches_held=state.steps - state.held_from)
-        self._take(state.rung)
+        self._take(state.stage)
         return Action.NONE
 
     def _stop(self, reason: str) -> Action:
@@ -592,7 +592,7 @@ class Recovery:
             self._skips.last()
 
     def _count_skipped(self, now: bool) -> None:
-        counts = [rung.new(now=now) for rung in self._skips_apart]
+        counts = [stage.new(now=now) for stage in self._skips_apart]
         counts += [self._refused, 0 if self._skips is None else self._skips.new(now=now)]
         count, self._refused = max(counts), 0
         if not count:
@@ -607,4 +607,4 @@ class Recovery:
 
 
 def _state_of(saved: Mapping[str, Any]) -> State:
-    return State(**{**saved, "rung": Action(saved["rung"])})
+    return State(**{**saved, "stage": Action(saved["stage"])})

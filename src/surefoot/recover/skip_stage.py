@@ -1,4 +1,4 @@
-"""The first rung: steps whose gradients are not finite are skipped, and counted without waiting for the device."""
+"""The first stage: steps whose gradients are not finite are skipped, and counted without waiting for the device."""
 
 from collections.abc import Sequence
 

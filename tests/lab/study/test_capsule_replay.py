@@ -64,7 +64,7 @@ def test_going_on_past_the_capsule_is_the_run_itself(tmp_path: Path):
     assert [seen.losses for seen in found.went_on["clippy"]] == [record.losses for record in long.steps]
 
 
-def test_what_the_ladder_did_is_done_again(tmp_path: Path):
+def test_what_recovery_did_is_done_again(tmp_path: Path):
     capsule = capsule_of(TINY, tmp_path, alarm=12, slowed=range(5, 9))
     built = rebuild(capsule)
     assert replay(capsule, built.training).difference is None
@@ -118,7 +118,7 @@ def test_a_configuration_that_does_not_do(config: str | None, words: str, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:Adagrad. a gradient was NaN or infinite:RuntimeWarning")
 def test_every_capsule_of_a_run_that_was_slowed_held_and_rolled_back_is_equal_bit_for_bit(tmp_path: Path):
-    """As the loop of ``surefoot train`` writes them, rates and held steps as the ladder had them."""
+    """As the loop of ``surefoot train`` writes them, rates and held steps as the policy had them."""
     wild = {"rate": 0.5, "rule": {"name": "naive"}, "monitor": {}, "recovery": {}}
     config = RunConfig.model_validate(TINY.model_dump(exclude_none=True) | wild)
     run_trial(config, tmp_path / "run")

@@ -158,7 +158,7 @@ def test_looking_after_a_run_changes_none_of_its_numbers(tmp_path: Path):
     assert metrics[0].equals(metrics[1])
 
 
-def test_a_run_beyond_help_climbs_the_ladder_stops_and_keeps_its_backups(tmp_path: Path):
+def test_a_run_beyond_help_goes_through_all_stages_stops_and_keeps_its_backups(tmp_path: Path):
     recovery = RecoveryConfig(look=0, hold=1, patience=3)
     config = LONGER.model_copy(update={"rate": 1e6, "recovery": recovery})
     result = run_trial(config, tmp_path / "run")

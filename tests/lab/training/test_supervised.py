@@ -66,7 +66,7 @@ def train_watched(log: Log, config: RunConfig, folder: Path) -> tuple[Run, list[
     return found, supervisor.events, supervisor.monitor.detector.alarms
 
 
-def test_with_the_ladder_a_run_survives_a_broken_day_that_ruins_it_without(log: Log, tmp_path: Path):
+def test_with_recovery_a_run_survives_a_broken_day_that_ruins_it_without(log: Log, tmp_path: Path):
     lost = run(log, CONFIG.model_copy(update={"recovery": None}), tmp_path / "lost")
     saved = run(log, CONFIG, tmp_path / "saved")
     assert (lost.verdict, float(lost.final["auc/like"]) < 0.6) == (Verdict.FULL, True)
@@ -92,7 +92,7 @@ def test_the_steps_before_the_alarm_can_be_replayed(log: Log, tmp_path: Path):
     assert record.rows.equal(assemble(CONFIG, log).window.rows_of(BROKEN_DAY, alarm["step"] - A_DAY * BROKEN_DAY))
 
 
-def test_watched_without_a_ladder_it_tells_and_stops(log: Log, tmp_path: Path):
+def test_watched_without_recovery_it_tells_and_stops(log: Log, tmp_path: Path):
     config = RunConfig.model_validate({**CONFIG.model_dump(exclude={"recovery"}), "monitor": {"capsules": False}})
     lost = run(log, config, tmp_path)
     assert (lost.verdict, lost.stopped_early) == (Verdict.FULL, False)
@@ -102,14 +102,14 @@ def test_watched_without_a_ladder_it_tells_and_stops(log: Log, tmp_path: Path):
     assert "loss/click" in pl.read_parquet(tmp_path / "monitor" / "metrics.parquet").columns
 
 
-def test_the_configured_ladder_is_the_one_that_is_climbed():
-    ladder = RecoveryConfig(slow=False, roll_back=False, stop=False, skip=False).ladder()
-    assert (ladder.slow, ladder.roll_back, ladder.stop, ladder.skip) == (None, None, False, False)
-    ladder = RecoveryConfig(slow_factor=0.3, roll_back_factor=0.7, roll_backs=5, hold=7, look=3, patience=9).ladder()
-    assert ladder.slow is not None
-    assert ladder.roll_back is not None
-    assert (ladder.slow.factor, ladder.roll_back.factor, ladder.roll_back.at_most) == (0.3, 0.7, 5)
-    assert (ladder.roll_back.hold, ladder.roll_back.look, ladder.patience) == (7, 3, 9)
+def test_the_configured_policy_is_the_one_that_is_used():
+    policy = RecoveryConfig(slow=False, roll_back=False, stop=False, skip=False).policy()
+    assert (policy.slow, policy.roll_back, policy.stop, policy.skip) == (None, None, False, False)
+    policy = RecoveryConfig(slow_factor=0.3, roll_back_factor=0.7, roll_backs=5, hold=7, look=3, patience=9).policy()
+    assert policy.slow is not None
+    assert policy.roll_back is not None
+    assert (policy.slow.factor, policy.roll_back.factor, policy.roll_back.at_most) == (0.3, 0.7, 5)
+    assert (policy.roll_back.hold, policy.roll_back.look, policy.patience) == (7, 3, 9)
 
 
 # Full disks

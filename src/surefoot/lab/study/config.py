@@ -20,7 +20,7 @@ from surefoot.lab.data.pools import Draw
 from surefoot.lab.data.prepared import MANIFEST, PreparedLog
 from surefoot.lab.file_discovery import is_url
 from surefoot.lab.settings import choice, load, one_of, parse, unknown_key
-from surefoot.recover.policy import Ladder, RollBack, Slow
+from surefoot.recover.policy import RecoveryPolicy, RollBack, Slow
 
 RULES: dict[str, type[rules.Rule]] = dict(
     zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
@@ -133,11 +133,11 @@ class MonitorConfig(_Section, frozen=True):
 
 
 class RecoveryConfig(_Section, frozen=True):
-    """The rungs of the ladder; the run is watched by a monitor then."""
+    """The stages of the policy; the run is watched by a monitor then."""
 
     every: int = Field(default=100, ge=1)  # steps between two checkpoints
     keep: int = Field(default=3, ge=1)  # healthy checkpoints
-    skip: bool = Ladder.skip
+    skip: bool = RecoveryPolicy.skip
     slow: bool = True
     slow_factor: float = Field(default=Slow.factor, gt=0, lt=1)
     slow_steps: int = Field(default=Slow.steps, ge=1)
@@ -148,12 +148,12 @@ class RecoveryConfig(_Section, frozen=True):
     look: int = Field(default=RollBack.look, ge=0)
     hold: int = Field(default=RollBack.hold, ge=0)
     longest_hold: int = Field(default=RollBack.longest_hold, ge=1)
-    stop: bool = Ladder.stop
-    patience: int = Field(default=Ladder.patience, ge=1)
-    confirm: int = Field(default=Ladder.confirm, ge=1)
+    stop: bool = RecoveryPolicy.stop
+    patience: int = Field(default=RecoveryPolicy.patience, ge=1)
+    confirm: int = Field(default=RecoveryPolicy.confirm, ge=1)
 
-    def ladder(self) -> Ladder:
-        """Return the ladder."""
+    def policy(self) -> RecoveryPolicy:
+        """Return the policy."""
         roll_back = RollBack(
             factor=self.roll_back_factor,
             steps=self.roll_back_steps,
@@ -162,7 +162,7 @@ class RecoveryConfig(_Section, frozen=True):
             longest_hold=self.longest_hold,
             at_most=self.roll_backs,
         )
-        return Ladder(
+        return RecoveryPolicy(
             skip=self.skip,
             slow=Slow(self.slow_factor, self.slow_steps) if self.slow else None,
             roll_back=roll_back if self.roll_back else None,

@@ -126,7 +126,7 @@ def examine(
         return Recorded(capsule, [step for step in capsule.steps if step.observed])
     own = rebuild(capsule, data=data)
     # a wrong name is told before anything runs
-    others = [] if rule is None else [rebuild(capsule, rule, ladder_to=capsule.event, data=data)]
+    others = [] if rule is None else [rebuild(capsule, rule, policy_to=capsule.event, data=data)]
     try:
         result = replay(capsule, own.training, what_if=WHAT_IF)
     except InputError:
@@ -137,7 +137,7 @@ def examine(
     left = max(0, capsule.event + steps - capsule.steps[-1].step)
     went_on = {
         each.config.rule.name: go_on(capsule, each.training, more=each.more(capsule, left), what_if={})
-        for each in ([rebuild(capsule, ladder_to=capsule.event, data=data), *others] if others else [])
+        for each in ([rebuild(capsule, policy_to=capsule.event, data=data), *others] if others else [])
     }
     found, reason = None, ""
     if bisect_batch:
@@ -149,14 +149,14 @@ def examine(
 
 
 def rebuild(
-    capsule: Capsule, rule: str | None = None, *, ladder_to: float = math.inf, data: str | None = None
+    capsule: Capsule, rule: str | None = None, *, policy_to: float = math.inf, data: str | None = None
 ) -> Rebuilt:
     """Return the training of a capsule's configuration.
 
     Args:
         capsule: with a configuration in it.
         rule: the name of another rule, with its default thresholds; None: the run's own.
-        ladder_to: the last step at which steps are slowed down or held as the recovery ladder did then.
+        policy_to: the last step at which steps are slowed down or held as the recovery policy did then.
         data: the folder or URL of the log, if it is not the configuration's own.
 
     Raises:
@@ -166,7 +166,7 @@ def rebuild(
     if rule is not None:
         config = config.model_copy(update={"rule": _rule(rule)})
     parts = assemble(config, load_log(config.data))
-    return Rebuilt(config, parts.window, _training(parts, ladder_to))
+    return Rebuilt(config, parts.window, _training(parts, policy_to))
 
 
 def config_of(capsule: Capsule, data: str | None = None) -> RunConfig:
@@ -204,11 +204,11 @@ def _rule(name: str) -> RuleConfig:
         raise InputError(str(error).replace("--rule: rule.name", "--rule")) from None
 
 
-def _training(parts: TrainingParts, ladder_to: float) -> Training:
+def _training(parts: TrainingParts, policy_to: float) -> Training:
     schema, lr_scale = parts.window.log.schema, LrScale(parts.optimizers)
 
     def prepare(record: StepRecord) -> None:
-        note = record.note if record.step <= ladder_to else {}
+        note = record.note if record.step <= policy_to else {}
         lr_scale.factor = float(note.get("rate_factor", 1.0))
         lr_scale.held = bool(note.get("held", 0))
 

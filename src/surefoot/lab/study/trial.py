@@ -293,7 +293,7 @@ def make_supervisor(config: RunConfig, parts: TrainingParts, folder: Path) -> tu
             parts.model,
             parts.optimizers,
             folder,
-            ladder=config.recovery.ladder(),
+            policy=config.recovery.policy(),
             monitor=monitor,
             schedulers=[parts.scheduler],
             loader=progress,
