@@ -136,8 +136,8 @@ class Made(NamedTuple):
 class Supervise:
     """Makes a supervisor for a client, and remembers it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.alarms = folder, list[surefoot.Alarm]()
+    def __init__(self, folder: Path, policy: surefoot.RecoveryPolicy = surefoot.RecoveryPolicy()) -> None:
+        self.folder, self.policy, self.alarms = folder, policy, list[surefoot.Alarm]()
         self.made: surefoot.Supervisor | None = None
 
     def __call__(self, model: nn.Module, optimizers: Any, **said: str) -> surefoot.Supervisor:
@@ -146,6 +146,7 @@ class Supervise:
             optimizers,
             self.folder,
             tasks=dict.fromkeys(TASKS, "binary"),
+            recovery=self.policy,
             ring=surefoot.Ring(model, optimizers, steps=24, every=8),
             capsule_after=4,
             on_alarm=self.alarms.append,
@@ -236,6 +237,7 @@ def run(
     folder: Path | None = None,
     seed: int = 0,
     steps: int = STEPS,
+    policy: surefoot.RecoveryPolicy = surefoot.RecoveryPolicy(),
 ) -> Outcome:
     """Train once, and score it on rows that it has not seen."""
     torch.manual_seed(seed)
@@ -247,7 +249,7 @@ def run(
     supervise = None
     if use is Use.ALL:
         assert folder is not None
-        supervise = Supervise(folder)
+        supervise = Supervise(folder, policy)
     begin = time.perf_counter()
     with contextlib.suppress(surefoot.TrainingStopped):
         client.train(made, data, supervise)
