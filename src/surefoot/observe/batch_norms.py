@@ -55,13 +55,12 @@ class BatchNorms:
         found: dict[str, Tensor] = {}
         for name, norm in self._norms.items():
             mean, variance, count = self._before[name]
-            now = _averages(norm)
+            now = self._before[name] = _averages(norm)
             if now[0].shape != mean.shape or now[0].device != mean.device:  # moved, or made anew
                 continue
             momentum = 1 / now[2].clamp(min=1) if norm.momentum is None else norm.momentum
             shift = ((now[0] - mean).abs() / (momentum * (variance + norm.eps).sqrt())).amax()
             found[name] = torch.where(now[2] > count, shift, ABSENT)
-        self.forget()
         return found
 
 
