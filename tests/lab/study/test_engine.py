@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
 from surefoot.lab.study.config import RunConfig
-from surefoot.lab.study.engine import LocalEngine, Trial
+from surefoot.lab.study.engine import LocalEngine, Trial, _Worker
 from surefoot.lab.study.trial import run_trial
 
 STUDY = """
@@ -23,6 +24,7 @@ search = {extra_trials = 0, seeds = [1, 2], floor_rates = [0.1]}
 models = [{hidden = [4]}]
 methods = [{name = "naive", rule.name = "naive"}, {name = "Clippy", rule.name = "clippy"}]
 """
+TINY = RunConfig.model_validate({"data": {"days": 3, "rows_per_day": 64}, "model": {"hidden": [4]}})
 BETWEEN_MOMENTS = 0.4  # seconds: a study is ended while its workers start, while they load, while they train
 
 
@@ -152,3 +154,27 @@ def test_a_trial_that_starts_from_the_papers_accumulator_does_so_without_a_word(
     assert capfd.readouterr().err == ""
     with pytest.warns(UserWarning, match="expected a lower initial_accumulator_value"):
         run_trial(config, tmp_path / "alone")
+
+
+def test_a_worker_whose_parent_reads_no_more_ends_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = _Worker.start()
+    worker.pipe.send(Trial(TINY, tmp_path / "trial"))
+    worker.pipe.close()
+    assert worker.process.wait(timeout=60) == 0
+    os.close(worker.life)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_whose_answer_is_being_read_ends_with_an_interrupted_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(pipe: Connection) -> None:
+        raise KeyboardInterrupt
+
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyboardInterrupt), LocalEngine(workers=1, threads=1) as engine:
+        monkeypatch.setattr(Connection, "recv", interrupted)
+        engine.run([Trial(TINY, tmp_path / "trial")])
+    assert set(psutil.Process().children()) == before

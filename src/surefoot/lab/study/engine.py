@@ -86,8 +86,7 @@ class LocalEngine:
     workers: int | None
     threads: int
     on_lost: Callable[[str], None] = lambda sentence: None
-    _idle: list[_Worker] = field(default_factory=list, init=False)
-    _busy: dict[_Worker, int] = field(default_factory=dict, init=False)  # and the trial that it runs
+    _workers: dict[_Worker, int | None] = field(default_factory=dict, init=False)  # and the trial that each runs
 
     @property
     def processes(self) -> int:
@@ -100,7 +99,7 @@ class LocalEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in (*self._idle, *self._busy):  # those still busy run trials that nobody will read
+        for worker in self._workers:  # those still busy run trials that nobody will read
             worker.stop()
 
     def run(
@@ -120,9 +119,9 @@ class LocalEngine:
         while waiting or self._busy:
             while waiting and len(self._busy) < self.processes:
                 self._give(trials, waiting.popleft())
-            for pipe in wait([worker.pipe for worker in self._busy]):
-                worker = next(worker for worker in self._busy if worker.pipe is pipe)
-                i = self._busy.pop(worker)
+            busy = {worker.pipe: (worker, i) for worker, i in self._busy.items()}
+            for pipe in wait(list(busy)):
+                worker, i = busy[pipe]
                 answer = self._take(worker)
                 if answer is None:
                     lost[i] += 1
@@ -135,19 +134,22 @@ class LocalEngine:
                     on_done(answer)
         return [results[i] for i in range(len(trials))]
 
+    @property
+    def _busy(self) -> dict[_Worker, int]:
+        return {worker: i for worker, i in self._workers.items() if i is not None}
+
     def _give(self, trials: list[Trial], i: int) -> None:
         """Let a worker run a trial; one that died while it was idle is replaced."""
-        while self._idle:
-            worker = self._idle.pop()
+        for worker in [worker for worker, runs in self._workers.items() if runs is None]:
             try:
                 worker.pipe.send(trials[i])
             except OSError:
-                worker.stop()
+                self._drop(worker)
             else:
-                self._busy[worker] = i
+                self._workers[worker] = i
                 return
         worker = _Worker.start()
-        self._busy[worker] = i
+        self._workers[worker] = i
         with suppress(OSError):  # it died at once: there is no answer to take, which says so
             worker.pipe.send(trials[i])
 
@@ -156,10 +158,14 @@ class LocalEngine:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.stop()
+            self._drop(worker)
             return None
-        self._idle.append(worker)
+        self._workers[worker] = None
         return answer
+
+    def _drop(self, worker: _Worker) -> None:
+        worker.stop()
+        del self._workers[worker]
 
     def _tell_lost(self, trial: Trial, code: int, times: int) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -181,9 +187,9 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             trial: Trial = pipe.recv()
-        except EOFError:
+            pipe.send(_answer(trial))
+        except (EOFError, OSError):  # the parent has closed its end: nobody reads what this process computes
             return
-        pipe.send(_answer(trial))
 
 
 def _answer(trial: Trial) -> dict[str, Any] | Exception:
