@@ -81,7 +81,7 @@ def test_what_is_not_defined_is_absent(labels: Tensor) -> None:
 
 
 def constant(outputs: Tensor, labels: Tensor, kinds: Kinds) -> list[float]:
-    columns = [column.tolist() for column in label_moments(clean(outputs, labels), kinds).values()]
+    columns = [column.tolist() for column in label_moments(clean(outputs, labels), kinds.binary).values()]
     return [constant_loss(*each, binary=kind) for *each, kind in zip(*columns, kinds.binary, strict=True)]
 
 

@@ -16,28 +16,17 @@ from surefoot.detect.signals import Signals
 from surefoot.observe import layer_stats
 from surefoot.observe.attribution import Attribution
 from surefoot.observe.batch_norms import BatchNorms
+from surefoot.observe.detector_input import DetectorInput
 from surefoot.observe.reported_forms import Forms, Losses, Outputs
 from surefoot.observe.sinks import Sink, default_sinks
 from surefoot.observe.step_observer import StepObserver
-from surefoot.observe.step_record import OF_BATCH, SCORES, Combine, Reading, Record, interpreted
-from surefoot.observe.streaming_metrics import ABSENT, Kinds, UsualRows, Window, clean, label_moments
+from surefoot.observe.step_record import SCORES, Combine, Reading, Record, interpreted
+from surefoot.observe.streaming_metrics import ABSENT, Kinds, Window, clean
 from surefoot.optim.embedding_tables import embedding_tables
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
 from surefoot.optim.unwrap import unwrapped
 from surefoot.rules import ALL, NoClip, Rule, checked
 from surefoot.tasks import TaskKind
-
-_SIGNALS = {
-    "loss": "losses",
-    "relative_loss": "relative_losses",
-    "clip_ratio": "clip_ratios",
-    "batch_shift": "batch_shifts",
-    "l2_norm/grad": "grad_norms",
-    "auc": "aucs",
-    "calibration": "calibrations",
-    "spread": "spreads",
-    "auc_error": "auc_errors",
-}
 
 
 class Monitor:
@@ -141,7 +130,7 @@ class Monitor:
         self._watches = [self._watch(optimizer) for optimizer in several]
         self._window = Window(rows)
         self._scored_from = 0  # step: what the window showed before is of rows that are out of it
-        self._usual = UsualRows()
+        self._detector_input = DetectorInput(self._masked)
         self._last_kinds: Kinds | None = None
         self._sinks = _sinks(sinks, folder, every)
         self._best_effort = BestEffort()
@@ -267,7 +256,7 @@ class Monitor:
         return {
             "step": self._step,
             "detector": self.detector.state_dict(),
-            "rows": self._usual.state_dict(),
+            "rows": self._detector_input.state_dict(),
             "forms": self._forms.state_dict(),
         }
 
@@ -277,7 +266,7 @@ class Monitor:
         self._written = self._step - 1
         self._tell_sinks("rewind", self._step)
         self.detector.load_state_dict(state["detector"])
-        self._usual.load_state_dict(state.get("rows", ()))
+        self._detector_input.load_state_dict(state.get("rows", ()))
         self._forms.load_state_dict(state.get("forms", {}))
         self._pending, self._window, self._scored_from = None, Window(self._window.rows), 0
         self._batch_norms.forget()
@@ -300,7 +289,6 @@ class Monitor:
         truth = torch.stack([x.float() for x in columns[1]])
         cleaned = clean(torch.stack(columns[0]), truth)
         kinds = self._kinds(tasks, cleaned.device)
-        record.add("rows", [""], cleaned.new_full((1,), max(rows)), Combine.MEAN)
         if outputs is not None and self._forms.is_open(tasks):
             for kind, values in self._forms.measure(cleaned, kinds).items():
                 record.add(kind, tasks, values, Combine.MEAN)
@@ -309,8 +297,7 @@ class Monitor:
             cleaned = clean(
                 torch.stack([self._forms.logits(t, x) if binary else x for t, x, binary in of_tasks]), truth
             )
-        for kind, values in label_moments(cleaned, kinds).items():
-            record.add(kind, tasks, values, Combine.MEAN)
+        record.add_labels(tasks, cleaned, kinds.binary)
         if outputs is None:
             return
         self._window.add(cleaned)
@@ -351,7 +338,7 @@ class Monitor:
             self._forget_window()
         values = self._values_of(step, found)
         self._values = _row(values)
-        signals = self._shown(values)
+        signals = self._detector_input.signals(values)
         self._last = step, signals
         was_healthy = self.detector.healthy
         alarm = self.detector.update(step, signals)
@@ -376,18 +363,6 @@ class Monitor:
         for sink in self._sinks:
             with self._best_effort(f"writing to {_named(sink)}"):
                 sink(step, row)
-
-    def _shown(self, values: Mapping[tuple[str, str], float]) -> Signals:
-        """Return what the detector is shown: what is finite of a step of few rows is chance, and left out."""
-        rows = values.get(("rows", ""), math.nan)
-        few = rows == rows and self._usual.are_few(rows)
-        by_kind: dict[str, dict[str, float]] = {kind: {} for kind in _SIGNALS}
-        for (kind, key), value in values.items():
-            by_chance = kind == "loss" and key in self._masked and ("relative_loss", key) not in values
-            by_chance |= few and kind in OF_BATCH and math.isfinite(value)
-            if kind in by_kind and not by_chance:
-                by_kind[kind][key] = value
-        return Signals(**{_SIGNALS[kind]: of_kind for kind, of_kind in by_kind.items()})
 
     def _forget_window(self) -> None:
         """Let the window begin with the batch to come."""

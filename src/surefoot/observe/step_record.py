@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from surefoot.observe.reported_forms import MEASURED
-from surefoot.observe.streaming_metrics import ABSENT, ENOUGH, constant_loss
+from surefoot.observe.streaming_metrics import ABSENT, ENOUGH, constant_loss, label_moments
 
 _FLAGS = {"loss": "loss", "grad": "l2_norm/grad"}  # by name of the flag, the kind that it tells of
 _OF_GRADIENTS = ("l2_norm/grad", "clip_ratio")
@@ -59,6 +59,18 @@ class Record:
         nothing = torch.full((), ABSENT, dtype=torch.float32, device=here)
         values = [found[key].float().to(here, non_blocking=True) if key in found else nothing for key in keys]
         self.add(kind, keys, torch.stack(values), combine)
+
+    def add_labels(self, tasks: Sequence[str], cleaned: Tensor, binary: Sequence[bool]) -> None:
+        """Put in what a relative loss needs beside the loss: the number of rows and the moments of each task's labels.
+
+        Args:
+            tasks: in the order of the labels.
+            cleaned: outputs and labels as ``clean`` returns them; of labels alone, these in the place of outputs.
+            binary: whether each task is.
+        """
+        self.add("rows", [""], cleaned.new_full((1,), cleaned.shape[2]), Combine.MEAN)
+        for kind, values in label_moments(cleaned, binary).items():
+            self.add(kind, tasks, values, Combine.MEAN)
 
     def gathered(self) -> Tensor:
         """Return all values in one tensor, (ranks, names) float32, the same on all ranks of the default group."""

@@ -6,8 +6,7 @@ output is not finite: the loss tells of those. A score that is not defined, an A
 """
 
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,28 +65,6 @@ class Window:
         return {} if self._ring is None else scores(self._ring[:, :, : min(self._added, self.rows)], kinds)
 
 
-class UsualRows:
-    """How many rows a batch usually has: the upper median of the last 64.
-
-    What a batch of less than half of them shows is chance, such as the rest of the rows that ends an epoch.
-    """
-
-    def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=64)
-
-    def are_few(self, rows: float) -> bool:
-        """Take in a batch's number of rows; return whether that is less than half of what was usual before."""
-        few = bool(self._last) and rows < sorted(self._last)[len(self._last) // 2] / 2
-        self._last.append(rows)
-        return few
-
-    def state_dict(self) -> list[float]:
-        return list(self._last)
-
-    def load_state_dict(self, state: Iterable[float]) -> None:
-        self._last = deque(state, maxlen=64)
-
-
 def clean(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return outputs and labels, both 0 where one of them is not finite, and 1 where both are, else 0.
 
@@ -103,7 +80,7 @@ def clean(outputs: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([torch.where(seen, x, 0.0) for x in (outputs, labels)] + [seen.float()])
 
 
-def label_moments(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
+def label_moments(cleaned: Tensor, binary: Sequence[bool]) -> dict[str, Tensor]:
     """Return what ``constant_loss`` needs of the labels of rows as ``clean`` returns them, each (tasks,), by name.
 
     ``label_count``, ``label_mean`` and, unless all tasks are binary, ``label_variance``; the last two are NaN where no
@@ -113,7 +90,7 @@ def label_moments(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
     count = seen.sum(1)
     mean = labels.sum(1) / count
     found = {"label_count": count, "label_mean": mean}
-    return found if all(kinds.binary) else found | {"label_variance": _variance(labels, mean, seen, count)}
+    return found if all(binary) else found | {"label_variance": _variance(labels, mean, seen, count)}
 
 
 def constant_loss(count: float, mean: float, variance: float = math.nan, *, binary: bool) -> float:

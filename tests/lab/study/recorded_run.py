@@ -60,11 +60,9 @@ def capsule_of(
         lr_scale.factor, lr_scale.held = 0.5 if step in slowed else 1.0, step in slowed and step % 3 == 0
         note = {"day": day, "index": index, "rate_factor": lr_scale.factor, "held": int(lr_scale.held)}
         ring.record(step, None if spoil is None else batch, rows=stream.rows, note=note)
-        seen = take_step(parts.model, batch, parts.optimizers, parts.window.log.schema.tasks)
+        losses = take_step(parts.model, batch, parts.optimizers, parts.window.log.schema.tasks).losses
         parts.scheduler.step()
-        losses = dict(zip(names, seen.losses.unbind(), strict=True))
-        relative = zip(names, seen.relative_losses.unbind(), strict=True)
-        ring.observe(step, losses | {f"relative_loss/{name}": value for name, value in relative})
+        ring.observe(step, dict(zip(names, losses.unbind(), strict=True)))
     path = ring.write(folder, alarm={"step": alarm, **ALARM}, config=dump(config) if written == "" else written)
     assert path is not None
     return storage.read(path)

@@ -15,7 +15,7 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.models.layers import FeatureEmbedding, SharedBottom
 from surefoot.lab.models.ranker import Ranker
 from surefoot.lab.sources import synthetic
-from surefoot.lab.training.loop import Run, _diverged, train, warm_up  # pyright: ignore[reportPrivateUsage]
+from surefoot.lab.training.loop import Run, _Recorder, start_reading, train, warm_up  # pyright: ignore[reportPrivateUsage]
 from surefoot.optim.embedding_tables import split_parameters
 from surefoot.rules import NoClip, Rule
 
@@ -145,12 +145,19 @@ def test_a_task_that_never_learns_is_told_and_makes_no_verdict():
 
 def test_the_last_few_rows_of_a_day_are_no_divergence():
     """A batch of 3 rows of 64, of which a relative loss of 30 is chance."""
-    detector, judged = Detector(), LOG.schema.tasks
-    row = {f"{kind}/{task.name}": 0.5 for kind in ("loss", "relative_loss") for task in judged}
+    detector, tasks = Detector(), LOG.schema.tasks
+    recorder = _Recorder(tasks, [], [], detector)
+
+    def take(step: int, rows: int, loss: float) -> None:
+        labels = torch.arange(rows)[:, None].remainder(2).float().expand(rows, len(tasks))
+        reading = start_reading(torch.full((len(tasks),), loss), labels, tasks)
+        recorder.exchange({"step": step, "day": 0, "lr": 0.1}, reading)
+
     for step in range(40):
-        _diverged(detector, {**row, "step": step}, False, list(judged))
+        take(step, 64, 0.1)
     for step in range(40, 60):
-        _diverged(detector, {**dict.fromkeys(row, 30.0), "step": step}, True, list(judged))
-    assert detector.alarms == []
-    _diverged(detector, {**dict.fromkeys(row, math.nan), "step": 60}, True, list(judged))
+        take(step, 3, 30.0)
+    take(60, 3, math.nan)
+    assert (len(recorder.rows), detector.alarms) == (60, [])
+    recorder.flush()
     assert [alarm.signal for alarm in detector.alarms] == ["non_finite"]

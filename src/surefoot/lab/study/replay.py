@@ -1,13 +1,11 @@
 """A capsule of a configured run: the training built again from its configuration, under its own rule or another."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from surefoot import rules
 from surefoot.capsule import storage
@@ -16,13 +14,13 @@ from surefoot.capsule.replay import Replay, Seen, Training, go_on, replay
 from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 from surefoot.files import parse_toml
-from surefoot.lab.data.schema import Batch, Task
+from surefoot.lab.data.schema import Batch
 from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.file_discovery import is_url
 from surefoot.lab.settings import parse
 from surefoot.lab.study.config import RULES, RuleConfig, RunConfig
 from surefoot.lab.study.trial import TrainingParts, assemble, load_log
-from surefoot.lab.training.loop import take_step
+from surefoot.lab.training.loop import read, start_reading, take_step
 from surefoot.recover.lr_scale import LrScale
 from surefoot.rules import Rule
 
@@ -206,16 +204,20 @@ def _rule(name: str) -> RuleConfig:
 
 def _training(parts: TrainingParts, policy_to: float) -> Training:
     schema, lr_scale = parts.window.log.schema, LrScale(parts.optimizers)
+    tasks = schema.tasks
 
     def prepare(record: StepRecord) -> None:
         note = record.note if record.step <= policy_to else {}
         lr_scale.factor = float(note.get("rate_factor", 1.0))
         lr_scale.held = bool(note.get("held", 0))
 
-    def step(batch: Any) -> Mapping[str, Tensor]:
-        seen = take_step(parts.model, Batch(*batch), parts.optimizers, schema.tasks)
+    def step(batch: Any) -> dict[str, float]:
+        batch = Batch(*batch)
+        losses = take_step(parts.model, batch, parts.optimizers, tasks).losses
         parts.scheduler.step()
-        return _by_task("", schema.tasks, seen.losses) | _by_task(RELATIVE, schema.tasks, seen.relative_losses)
+        values = read(start_reading(losses, batch.labels, tasks), tasks)
+        relative = {f"{RELATIVE}{task.name}": values.get(("relative_loss", task.name), 0.0) for task in tasks}
+        return dict(zip([task.name for task in tasks], losses.tolist(), strict=True)) | relative
 
     return Training(
         parts.model,
@@ -227,7 +229,3 @@ def _training(parts: TrainingParts, policy_to: float) -> Training:
         columns={"batch[1]": schema.dense, "batch[2]": tuple(f"label {task.name}" for task in schema.tasks)},
         layers=parts.layers,
     )
-
-
-def _by_task(prefix: str, tasks: tuple[Task, ...], values: Tensor) -> dict[str, Tensor]:
-    return {f"{prefix}{task.name}": value for task, value in zip(tasks, values.unbind(), strict=True)}

@@ -1,7 +1,7 @@
 """One sequential run: day after day, old to new, each day scored before anything is trained on it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,28 +10,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from surefoot.detect.detector import Detector, FreshScore, Signals, Verdict
+from surefoot.detect.detector import Detector, FreshScore, Verdict
 from surefoot.lab.data.schema import Batch, Task
 from surefoot.lab.data.sliding_window import MovingWindow, Stream
 from surefoot.lab.metrics import evaluate
 from surefoot.lab.models.ranker import loss_weights, task_losses
 from surefoot.lab.training.progress import Progress, Row
-from surefoot.observe.streaming_metrics import ENOUGH, UsualRows
+from surefoot.observe.detector_input import DetectorInput
+from surefoot.observe.step_record import Combine, Reading, Record, interpreted
+from surefoot.observe.streaming_metrics import clean
 from surefoot.optim.adagrad import Adagrad
 from surefoot.recover.policy import Action
 from surefoot.supervisor import Supervisor
 from surefoot.tasks import TaskKind
 
 _EVALUATION_ROWS = 8192
-_Told = tuple[Row, bool]  # a step's row, and whether it is of few rows
 
 
-class Seen(NamedTuple):
-    """What a model showed of a batch, before the step on it."""
+class Predicted(NamedTuple):
+    """What a model gave for a batch, before the step on it."""
 
     outputs: Tensor  # (rows, tasks)
     losses: Tensor  # (tasks,)
-    relative_losses: Tensor  # (tasks,): each over that of the best constant prediction on these rows; 0: too few count
 
 
 @dataclass
@@ -104,27 +104,25 @@ def train(
         detector = supervisor.monitor.detector
     tasks = window.log.schema.tasks
     judged = [task for task in tasks if task.judged]
-    recorder, usual = _Recorder(tasks, list(layers), run.steps), UsualRows()
+    recorder = _Recorder(tasks, list(layers), run.steps, detector if supervisor is None else None)
     progress.pending = recorder.peek
     for day, batch in _day_by_day(model, progress, run, curve_day):
-        seen = take_step(model, batch, optimizers, tasks)
-        factors = _mean_factors(optimizers[0], layers.values())
+        predicted = take_step(model, batch, optimizers, tasks)
+        factors = dict(zip(layers, _mean_factors(optimizers[0], layers.values()), strict=True))
         rate = float(optimizers[0].param_groups[0]["lr"])
         for scheduler in schedulers:
             scheduler.step()
-        few = usual.are_few(len(batch.labels))
-        previous = recorder.exchange(step, day, rate, torch.cat([seen.losses, seen.relative_losses, factors]), few=few)
-        if supervisor is not None:
-            run.stopped_early = _supervise(supervisor, tasks, batch, seen, day, progress.stream) is Action.STOP
-        elif previous is not None:
-            run.stopped_early = _diverged(detector, *previous, judged)
+        reading = start_reading(predicted.losses, batch.labels, tasks, factors)
+        recorder.exchange({"step": step, "day": day, "lr": rate}, reading)
+        if supervisor is None:
+            run.stopped_early = detector.verdict is Verdict.FULL
+        else:
+            run.stopped_early = _supervise(supervisor, tasks, batch, predicted, day, progress.stream) is Action.STOP
         on_step(step)
         step += 1
         if run.stopped_early:
             break
-    last = recorder.flush()
-    if last and supervisor is None and not run.stopped_early:
-        _diverged(detector, *last, judged)
+    recorder.flush(show=not run.stopped_early)
     if run.stopped_early:
         _end_day(model, window, run, int(run.steps[-1]["day"]), curve_day)
     run.next_day.append(_score_day(model, window, days))
@@ -146,8 +144,8 @@ def warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
 
 
-def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]) -> Seen:
-    """Take one step; return what the model showed before it, on its device."""
+def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], tasks: tuple[Task, ...]) -> Predicted:
+    """Take one step; return what the model gave before it, on its device."""
     batch = batch.to(next(model.parameters()).device)
     outputs = model(batch.categorical, batch.dense)
     losses = task_losses(outputs, batch.labels, tasks)
@@ -156,17 +154,36 @@ def take_step(model: nn.Module, batch: Batch, optimizers: Sequence[Optimizer], t
     (losses @ loss_weights(model, tasks).to(losses)).backward()
     for optimizer in optimizers:
         optimizer.step()
-    return Seen(outputs.detach(), losses.detach(), losses.detach() / _constant_losses(batch.labels, tasks))
+    return Predicted(outputs.detach(), losses.detach())
+
+
+def start_reading(
+    losses: Tensor, labels: Tensor, tasks: tuple[Task, ...], factors: Mapping[str, Tensor] | None = None
+) -> Reading:
+    """Send a step's losses, the moments of its labels and the layers' clip factors to the host."""
+    record, names, labels = Record(), [task.name for task in tasks], labels.T
+    record.add("loss", names, losses, Combine.MEAN)
+    record.add_labels(names, clean(labels, labels), [task.kind is TaskKind.BINARY for task in tasks])
+    record.add_found("clip_factor", factors or {}, factors or {}, Combine.MIN)
+    return record.start()
+
+
+def read(reading: Reading, tasks: tuple[Task, ...]) -> dict[tuple[str, str], float]:
+    """Return what ``start_reading`` has sent, by kind and name: losses, relative losses and clip factors among it.
+
+    A loss of which no row counts is not there, nor is a relative loss of which too few do.
+    """
+    binary = {task.name: task.kind is TaskKind.BINARY for task in tasks}
+    return interpreted(reading.get(), binary, [task.name for task in tasks if task.masked])
 
 
 def _supervise(
-    supervisor: Supervisor, tasks: tuple[Task, ...], batch: Batch, seen: Seen, day: int, stream: Stream
+    supervisor: Supervisor, tasks: tuple[Task, ...], batch: Batch, predicted: Predicted, day: int, stream: Stream
 ) -> Action:
-    """Let a step be judged: by the judged tasks; a capsule keeps the losses and relative losses of all."""
+    """Let a step be judged: by the judged tasks; a capsule keeps the losses of all."""
     names, judged = [task.name for task in tasks], [task.name for task in tasks if task.judged]
-    losses = dict(zip(names, seen.losses.unbind(), strict=True))
-    relative = zip(names, seen.relative_losses.unbind(), strict=True)
-    outputs = dict(zip(names, seen.outputs.unbind(1), strict=True))
+    losses = dict(zip(names, predicted.losses.unbind(), strict=True))
+    outputs = dict(zip(names, predicted.outputs.unbind(1), strict=True))
     labels = dict(zip(names, batch.labels.unbind(1), strict=True))
     index = stream.position[1] - 1 if stream.position[0] == day else stream.window.steps(day) - 1
     return supervisor.step(
@@ -175,7 +192,7 @@ def _supervise(
         labels={name: labels[name] for name in judged},
         rows=stream.rows,
         note={"day": day, "index": index},
-        shown=losses | {f"relative_loss/{name}": value for name, value in relative},
+        shown=losses,
     )
 
 
@@ -196,57 +213,11 @@ def _end_day(model: nn.Module, window: MovingWindow, run: Run, day: int, curve_d
         run.curve.append(_score_day(model, window, curve_day) | {"after": window.log.days[day]})
 
 
-def _constant_losses(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Return each task's loss under the best constant prediction on these rows, (tasks,); never 0.
-
-    Infinite for a masked task of which too few rows count to tell: the loss relative to it is 0.
-    """
-    if any(task.masked for task in tasks):
-        return _constant_losses_of_seen(labels, tasks)
-    mean = labels.mean(0)
-    rate = mean.clamp(1 / len(labels), 1 - 1 / len(labels))  # a batch without a positive still has a loss
-    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
-    variance = labels.var(0, correction=0).clamp(min=torch.finfo(labels.dtype).tiny)
-    return torch.where(_binary(tasks, labels), entropy, variance)
-
-
-def _constant_losses_of_seen(labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    seen = ~labels.isnan()
-    count = seen.sum(0)
-    mean = torch.where(seen, labels, 0.0).sum(0) / count
-    least = 1 / count.clamp(min=2).to(labels.dtype)
-    rate = mean.clamp(least, 1 - least)
-    entropy = -rate * rate.log() - (1 - rate) * (1 - rate).log()
-    variance = torch.where(seen, labels - mean, 0.0).square().sum(0) / count
-    constant = torch.where(_binary(tasks, labels), entropy, variance.clamp(min=torch.finfo(labels.dtype).tiny))
-    masked = torch.tensor([task.masked for task in tasks], dtype=torch.bool, device=labels.device)
-    return torch.where(masked & (count < ENOUGH), torch.inf, constant)
-
-
-def _binary(tasks: tuple[Task, ...], beside: Tensor) -> Tensor:
-    return torch.tensor([task.kind is TaskKind.BINARY for task in tasks], dtype=torch.bool, device=beside.device)
-
-
 def _mean_factors(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> Tensor:
     """Return the clip factor of each parameter, averaged over its units, (params,); 1 where there is none."""
     factors = optimizer.clip_factors() if isinstance(optimizer, Adagrad) else {}
     means = [factors[p].mean() if p in factors else p.new_ones(()) for p in params]
     return torch.stack(means) if means else torch.empty(0, dtype=torch.float32, device="cpu")
-
-
-def _diverged(detector: Detector, row: dict[str, float | int | str], few: bool, judged: list[Task]) -> bool:
-    """Show the detector a step as a monitor would; return whether a task has diverged fully.
-
-    Of a step of few rows it is shown what is not finite, and so of a masked task of which too few rows counted to tell,
-    whose relative loss is 0.
-    """
-    losses, relative_losses = {}, {}
-    for task in judged:
-        loss, relative = float(row[f"loss/{task.name}"]), float(row[f"relative_loss/{task.name}"])
-        if not math.isfinite(relative) or not (few or (task.masked and not relative)):
-            losses[task.name], relative_losses[task.name] = loss, relative
-    detector.update(int(row["step"]), Signals(losses=losses, relative_losses=relative_losses))
-    return detector.verdict is Verdict.FULL
 
 
 @torch.no_grad()
@@ -264,34 +235,46 @@ def _score_day(model: nn.Module, window: MovingWindow, day: int) -> dict[str, fl
 
 
 class _Recorder:
-    """Keeps the rows of the steps, reading each one step late so that no step waits for the device."""
+    """Keeps the rows of the steps, reading each one step late so that no step waits for the device.
 
-    def __init__(self, tasks: tuple[Task, ...], layers: list[str], rows: list[Row]) -> None:
+    Args:
+        tasks: of the log.
+        layers: whose clip factors are recorded.
+        rows: to be added to.
+        detector: to be shown what the judged tasks did; None: somebody else shows it that.
+    """
+
+    def __init__(self, tasks: tuple[Task, ...], layers: list[str], rows: list[Row], detector: Detector | None) -> None:
         self.rows = rows
-        names = [task.name for task in tasks]
-        self._names = [
-            *(f"loss/{name}" for name in names),
-            *(f"relative_loss/{name}" for name in names),
-            *(f"clip_factor/{layer}" for layer in layers),
-        ]
-        self._pending: tuple[int, int, float, Tensor, bool] | None = None
+        self._tasks, self._detector = tasks, detector
+        self._unjudged = {task.name for task in tasks if not task.judged}
+        self._detector_input = DetectorInput([task.name for task in tasks if task.masked])
+        self._names = [(kind, task.name) for kind in ("loss", "relative_loss") for task in tasks]
+        self._names += [("clip_factor", layer) for layer in layers]
+        self._pending: tuple[Row, Reading] | None = None
 
-    def exchange(self, step: int, day: int, rate: float, values: Tensor, *, few: bool) -> _Told | None:
-        """Put in this step, and whether it has few rows; give back the row of the one before."""
-        row, self._pending = self.flush(), (step, day, rate, values, few)
-        return row
+    def exchange(self, beside: Row, reading: Reading) -> None:
+        """Put in this step, with what is known of it already; read the one before."""
+        self.flush()
+        self._pending = beside, reading
 
-    def flush(self) -> _Told | None:
-        """Give back the row of the last step put in, and whether that had few rows, if it has not been given back."""
-        if self._pending is None or (row := self.peek()) is None:
-            return None
-        few, self._pending = self._pending[-1], None
-        self.rows.append(row)
-        return row, few
+    def flush(self, *, show: bool = True) -> None:
+        """Read the last step put in, if that has not been done; show it to the detector."""
+        if self._pending is None:
+            return
+        (beside, reading), self._pending = self._pending, None
+        values = read(reading, self._tasks)
+        self.rows.append(beside | self._row(values))
+        if self._detector is not None and show:
+            judged = {name: value for name, value in values.items() if name[1] not in self._unjudged}
+            self._detector.update(int(beside["step"]), self._detector_input.signals(judged))
 
     def peek(self) -> Row | None:
-        """Return the row of the last step put in, if it has not been given back."""
+        """Return the row of the last step put in, if it has not been read."""
         if self._pending is None:
             return None
-        step, day, rate, values, _ = self._pending
-        return {"step": step, "day": day, "lr": rate, **dict(zip(self._names, values.tolist(), strict=True))}
+        beside, reading = self._pending
+        return beside | self._row(read(reading, self._tasks))
+
+    def _row(self, values: Mapping[tuple[str, str], float]) -> Row:
+        return {f"{kind}/{name}": values.get((kind, name), 0.0) for kind, name in self._names}
