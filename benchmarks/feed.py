@@ -35,7 +35,7 @@ from surefoot.lab.data.prepared import PreparedLog
 from surefoot.lab.data.schema import Batch, Categorical, Log, Schema, Task
 from surefoot.lab.data.sliding_window import Draw, MovingWindow
 from surefoot.lab.study.config import ModelConfig
-from surefoot.lab.study.trial import build_model
+from surefoot.lab.study.model import ranker
 from surefoot.lab.training.loop import take_step
 from surefoot.optim.embedding_tables import split_parameters
 from surefoot.tasks import TaskKind
@@ -141,7 +141,7 @@ def measure(feeds: dict[str, Feed], batch_size: int, rounds: int) -> list[str]:
 def waiting(log: Log | PreparedLog, batch_size: int, steps: int, cache: int) -> str:
     """Return how much of a training step goes by until its batch is there."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(), SCHEMA)
+    model = ranker(ModelConfig(), SCHEMA)
     parameters = split_parameters(model)
     optimizers = [
         surefoot.ClippyAdagrad(parameters.dense.values(), lr=0.1),

@@ -44,7 +44,7 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.metrics import auc, evaluate
 from surefoot.lab.sources import completejourney, synthetic
 from surefoot.lab.study.config import ModelConfig
-from surefoot.lab.study.trial import build_model, fit_label_units
+from surefoot.lab.study.model import build_model, fit_label_units
 from surefoot.lab.training.loop import take_step
 from surefoot.optim.embedding_tables import embedding_tables, split_parameters
 from surefoot.rules import AdaptiveGradientClip, Clippy, GradientClip, NoClip, Rule, TrustRatio
@@ -180,7 +180,7 @@ def run_ours(cell: Cell) -> dict[str, Any]:
     name, model_name = cell.setup.split()
     log = load(name)
     torch.manual_seed(cell.seed)
-    model = build_model(MODELS[model_name], log.schema)
+    model = build_model(MODELS[model_name], log)
     fit_label_units(model, log)
     params = split_parameters(model)
     optimizers = [

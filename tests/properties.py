@@ -6,7 +6,7 @@ input family is a function that draws fresh inputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +21,21 @@ from surefoot.rules import (
     GlobalGradientClip,
     GradientClip,
     NoClip,
-    Reduce,
     Rule,
     TrustRatio,
 )
-
-LR = 0.1
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+from surefoot.testing import (
+    LR,
+    TOLERANCE,
+    Inputs,
+    Property,
+    is_blind_to_an_empty_piece,
+    is_computed_in_float32_or_better,
+    is_the_same_in_pieces,
+    leaves_its_inputs_alone,
+    never_waits_for_the_device,
+    takes_the_rate_as_a_tensor,
+)
 
 RULES: tuple[Rule, ...] = (
     *(kind() for kind in ALL),
@@ -39,16 +47,7 @@ RULES: tuple[Rule, ...] = (
 LOOKING_RULES = tuple(rule for rule in RULES if not isinstance(rule, NoClip))
 
 
-class Inputs(NamedTuple):
-    """What a rule is called with, the rate apart."""
-
-    weight: Tensor
-    grad: Tensor
-    update: Tensor
-
-
 Family = Callable[[], Inputs]
-Property = Callable[[Rule, Inputs], None]
 
 
 def over(name: str, table: Mapping[str, Any] | Sequence[Any]) -> pytest.MarkDecorator:
@@ -184,13 +183,6 @@ def agrees_with_the_reference(rule: Rule, inputs: Inputs) -> None:
     torch.testing.assert_close(sigma.double(), expected, rtol=TOLERANCE[sigma.dtype], atol=0.0)
 
 
-def is_computed_in_float32_or_better(rule: Rule, inputs: Inputs) -> None:
-    wide = Inputs(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs))
-    sigma = rule(*inputs, lr=LR)
-    assert sigma.dtype == rule.measure(*inputs, LR).dtype == wide.update.dtype
-    assert torch.equal(sigma, rule(*wide, lr=LR))
-
-
 def has_the_shape_of_its_scope(rule: Rule, inputs: Inputs) -> None:
     shape = inputs.weight.shape
     if isinstance(rule, AdaptiveGradientClip) and rule.unitwise and len(shape) > rule.unit_dims:
@@ -207,51 +199,10 @@ def lies_in_its_range(rule: Rule, inputs: Inputs) -> None:
     assert (sigma <= 1).all() or isinstance(rule, TrustRatio)  # the one that enlarges
 
 
-def leaves_its_inputs_alone(rule: Rule, inputs: Inputs) -> None:
-    before = Inputs(*(x.clone() for x in inputs))
-    rule(*inputs, lr=LR)
-    assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
-
-
 def is_blind_to_signs(rule: Rule, inputs: Inputs) -> None:
     sigma = rule(*inputs, lr=LR)
     for flipped in (Inputs(-inputs.weight, *inputs[1:]), Inputs(inputs.weight, -inputs.grad, -inputs.update)):
         assert torch.equal(rule(*flipped, lr=LR), sigma)
-
-
-def takes_the_rate_as_a_tensor(rule: Rule, inputs: Inputs) -> None:
-    assert torch.equal(rule(*inputs, lr=torch.tensor(0.125)), rule(*inputs, lr=0.125))
-
-
-def never_waits_for_the_device(rule: Rule, inputs: Inputs) -> None:
-    """A tensor on ``meta`` has no values: whatever looks at one raises."""
-    sigma = rule(*(x.to("meta") for x in inputs), lr=LR)
-    assert sigma.is_meta
-    assert sigma.shape == rule(*inputs, lr=LR).shape
-
-
-def _combine(rule: Rule, measures: list[Tensor]) -> Tensor:
-    stacked = torch.stack(measures)
-    return stacked.sum(0) if rule.reduce is Reduce.SUM else stacked.amin(0)
-
-
-def is_the_same_in_pieces(rule: Rule, inputs: Inputs) -> None:
-    """Cut along the last dimension, which lies within the units; a scalar cannot be cut."""
-    if inputs.weight.ndim == 0:
-        return
-    cut = inputs.weight.shape[-1] // 3  # uneven; one element leaves an empty piece
-    parts = [Inputs(*(x[..., piece] for x in inputs)) for piece in (slice(cut), slice(cut, None))]
-    sigma = rule.factor(_combine(rule, [rule.measure(*part, LR) for part in parts]))
-    torch.testing.assert_close(sigma, rule(*inputs, lr=LR), rtol=TOLERANCE[sigma.dtype], atol=0.0)
-
-
-def is_blind_to_an_empty_piece(rule: Rule, inputs: Inputs) -> None:
-    if inputs.weight.ndim == 0:
-        return
-    whole = rule.measure(*inputs, LR)
-    nothing = rule.measure(*Inputs(*(x[..., :0] for x in inputs)), LR)
-    assert (nothing == rule.reduce.value).all()
-    assert torch.equal(_combine(rule, [whole, nothing]), whole)
 
 
 FINITE_PROPERTIES: tuple[Property, ...] = (

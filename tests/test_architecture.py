@@ -16,7 +16,8 @@ LABORATORY: tuple[tuple[str, ...], ...] = (
     ("lab.cli",),
     ("lab.cli_data",),
     ("lab.terminal",),
-    ("lab.report", "lab.study"),
+    ("lab",),  # the public names
+    ("lab.report", "lab.study", "lab.testing"),
     ("lab.training",),
     ("lab.models",),
     ("lab.sources",),
@@ -26,11 +27,10 @@ LABORATORY: tuple[tuple[str, ...], ...] = (
     ("lab.data.schema",),  # batches, tasks: what models, metrics and logs have in common
     ("lab.result_files",),
     ("lab.results",),
-    ("lab.file_discovery", "lab.outcomes", "lab.settings"),
-    ("lab",),  # its packages' own line of text
+    ("lab.extensions", "lab.file_discovery", "lab.outcomes", "lab.settings"),
 )
 LIBRARY: tuple[tuple[str, ...], ...] = (
-    ("integrations",),
+    ("integrations", "testing"),
     ("surefoot",),  # the public names
     ("supervisor",),
     ("recover",),

@@ -9,6 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from surefoot.lab.cli import app
+from surefoot.lab.settings import parse
+from surefoot.lab.study.config import DataConfig, MethodConfig, ModelConfig, RunConfig, SearchConfig, TrainingConfig
+from surefoot.lab.study.trial import run_trial
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,6 +29,7 @@ def test_there_are_blocks_to_run():
 def test_python_and_console_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A block after ``<!-- file: NAME -->`` is written to that file first."""
     monkeypatch.chdir(tmp_path)  # a block may write files
+    monkeypatch.syspath_prepend(tmp_path)  # and import them
     names: dict[str, object] = {}
     for file, language, block in re.findall(
         r"(?:^<!-- file: (\S+) -->\n+)?^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
@@ -49,10 +53,10 @@ def test_toml_blocks_are_toml(page: Path):
 
 @pytest.mark.parametrize("path", [*PAGES, *sorted((ROOT / "examples").glob("*.py"))], ids=lambda path: path.name)
 def test_the_library_is_imported_by_its_public_names(path: Path):
-    """``surefoot`` and its integrations; the laboratory has its own modules."""
+    """``surefoot``, its integrations and contracts; the laboratory has its own modules."""
     text = path.read_text() if path.suffix == ".py" else "\n".join(blocks(path, r"python[^\n]*"))
     named = re.findall(r"^\s*(?:from|import) surefoot\.(\w+)", text, re.MULTILINE)
-    assert set(named) <= {"integrations", "lab"}
+    assert set(named) <= {"integrations", "lab", "testing"}
 
 
 def test_make_targets_that_documents_name_exist():
@@ -60,3 +64,24 @@ def test_make_targets_that_documents_name_exist():
     named = {word for page in PAGES for word in re.findall(r"\bmake ([a-z-]+)\b", page.read_text())}
     assert named
     assert named <= targets
+
+
+def test_the_study_page_names_every_key_and_column(tmp_path: Path):
+    """Each key of the configuration stands in a table, with its default where it has a plain one."""
+    page = (ROOT / "docs" / "study.md").read_text()
+    told = {
+        word for cell in re.findall(r"^\| (.*?) \| ", page, re.MULTILINE) for word in re.findall(r"`([^`]+)`", cell)
+    }
+    told_keys = {word.partition(" = ")[0]: word.partition(" = ")[2] for word in told}
+    for section in (DataConfig, TrainingConfig, SearchConfig, ModelConfig, MethodConfig):
+        for key, field in section.model_fields.items():
+            assert key in told_keys, f"{section.__name__}.{key} is not in docs/study.md"
+            if told_keys[key] and key not in ("name", "rule", "source"):  # those differ from table to table
+                default = tomllib.loads(f"default = {told_keys[key]}")["default"]
+                written = getattr(field.default, "value", field.default)  # an enum's
+                written = list(written) if isinstance(written, tuple) else written
+                assert default == written, f"{section.__name__}.{key} is {written}, in docs/study.md {default}"
+    config = parse(RunConfig, {"data": {"days": 3, "rows_per_day": 64}, "model": {"hidden": [4]}}, "run.toml")
+    for column in run_trial(config, tmp_path / "run"):
+        name = column.partition("/")[0] + "/TASK" if "/" in column else column
+        assert name in told, f"column {column} is not in docs/study.md"

@@ -15,7 +15,7 @@ from surefoot.lab.data.prepared import PreparedLog
 from surefoot.lab.file_discovery import PROTOCOLS, find_files, locate, refuse_other_urls
 from surefoot.lab.settings import dump
 from surefoot.lab.study.config import DataConfig
-from surefoot.lab.study.replay import Examined, examine
+from surefoot.lab.study.replay import Elsewhere, Examined, examine
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_for_a_capsule_no_url_is_opened_that_its_reader_did_not_name(listener: s
         with pytest.raises(InputError, match="and URLs are not opened for a capsule; name the log yourself: --data"):
             examine(folder)
         with pytest.raises(InputError, match="memory://nothing does not exist; expected a folder"):
-            examine(folder, data="memory://nothing")
+            examine(folder, elsewhere=Elsewhere(data="memory://nothing"))
     assert not asked(listener)
     assert not (reference.parent / "it-ran").exists()
 
@@ -129,6 +129,6 @@ def test_for_a_capsule_no_url_is_opened_that_its_reader_did_not_name(listener: s
 def test_a_capsule_is_replayed_on_the_log_that_its_reader_names(tmp_path: Path):
     config = TINY.model_copy(update={"data": TINY.data.model_copy(update={"source": "s3://bucket/log"})})
     folder = capsule_of(TINY, tmp_path, alarm=1, after=0, written=dump(config)).folder
-    found = examine(folder, data="synthetic")
+    found = examine(folder, elsewhere=Elsewhere(data="synthetic"))
     assert isinstance(found, Examined)
     assert found.replay.difference is None

@@ -139,16 +139,19 @@ def replay(
     data: Annotated[
         str | None, typer.Option(help="The log, if it is not where the run had it, or is at a URL.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The factory of a model of your own: package.module:function.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder for replay.json, with all numbers.")] = None,
 ) -> None:
     """Run the last steps before an alarm again, bit for bit; say what every rule would have done."""
     from surefoot.lab.study import replay_tables as tables
-    from surefoot.lab.study.replay import examine
+    from surefoot.lab.study.replay import Elsewhere, examine
 
     if out is not None:
         refuse_full(out)
     with interruptible("nothing was written"), console.status("replaying"):
-        found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch, data=data)
+        found = examine(capsule, rule=rule, steps=steps, bisect_batch=bisect_batch, elsewhere=Elsewhere(data, model))
     for part in tables.page(found):
         console.print(_as_rich(part) if isinstance(part, tables.Table) else part, soft_wrap=True)
     if out is not None:

@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from surefoot.errors import InputError
+from surefoot.lab import sources
 from surefoot.lab.terminal import console, interruptible, plain_table, refuse_full
 
 if TYPE_CHECKING:
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at a log, and prepare it to be trained on.", no_args_is_help=True)
 
 GENERIC = "log"
-KNOWN = ("kuairand", "movielens", "criteo")  # one file each in data/sources
 IN_MEMORY = ("completejourney",)
 _DAYS_SHOWN = 40
 
 SchemaFile = Annotated[Path | None, typer.Option(help="The TOML file that describes the log.")]
-SourceName = Annotated[str, typer.Argument(help=f"{GENERIC} (with --schema), {', '.join((*KNOWN, *IN_MEMORY))}.")]
+SourceName = Annotated[
+    str, typer.Argument(help=f"{GENERIC} (with --schema), {', '.join((*sources.names(), *IN_MEMORY))}.")
+]
 
 
 @app.command()
 def check(
     path: Annotated[str, typer.Argument(help="A folder or a file of a log, or a URL.")],
     schema: SchemaFile = None,
-    source: Annotated[str | None, typer.Option(help=f"A known layout: {', '.join(KNOWN)}.")] = None,
+    source: Annotated[str | None, typer.Option(help=f"A known layout: {', '.join(sources.names())}.")] = None,
     suggest: Annotated[Path | None, typer.Option(help="Write the suggested schema there.")] = None,
 ) -> None:
     """Validate a log and show what it holds: days, gaps, values, labels and drift by day; suggest a schema."""
@@ -105,12 +107,11 @@ def _source(name: str, path: str, schema: Path | None) -> "Source":
                 "--suggest schema.toml' writes a first one"
             )
         return _described(settings.load(Description, schema), file_discovery.find_files(path))
-    settings_known = [GENERIC, *KNOWN, *IN_MEMORY]
-    if name not in KNOWN:
-        raise InputError(settings.choice("source", name, settings_known))
+    if name not in sources.names():
+        raise InputError(settings.choice("source", name, [GENERIC, *sources.names(), *IN_MEMORY]))
     if schema is not None:
         raise InputError(f"--schema is {schema}; expected none, {name} has its own")
-    return import_module(f"surefoot.lab.sources.{name}").source(path)
+    return sources.open_source(name, path)
 
 
 def _show_notes(source: "Source") -> None:

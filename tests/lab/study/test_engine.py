@@ -174,7 +174,7 @@ def test_a_worker_whose_answer_is_being_read_ends_with_an_interrupted_study(
         raise KeyboardInterrupt
 
     before = set(psutil.Process().children())
+    monkeypatch.setattr(Connection, "recv", interrupted)
     with pytest.raises(KeyboardInterrupt), LocalEngine(workers=1, threads=1) as engine:
-        monkeypatch.setattr(Connection, "recv", interrupted)
         engine.run([Trial(TINY, tmp_path / "trial")])
     assert set(psutil.Process().children()) == before

@@ -9,13 +9,21 @@ from difflib import get_close_matches
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from surefoot import rules
 from surefoot.capsule.storage import MOST_THREADS
 from surefoot.errors import InputError
+from surefoot.lab import extensions
 from surefoot.lab.data.pools import Draw
 from surefoot.lab.data.prepared import MANIFEST, PreparedLog
 from surefoot.lab.file_discovery import is_url
@@ -27,6 +35,25 @@ RULES: dict[str, type[rules.Rule]] = dict(
 )
 
 LOGS = ("completejourney", "synthetic")
+
+
+def rule_names() -> list[str]:
+    """Return the names of the rules that a configuration may ask for: ours, then those of installed packages."""
+    return [*RULES, *(name for name in extensions.names(extensions.RULES) if name not in RULES)]
+
+
+def rule_kind(name: str) -> type[rules.Rule]:
+    """Return a rule's class; a package cannot take the name of one of ours.
+
+    Raises:
+        InputError: if a package registers something else, or something that cannot be imported.
+    """
+    if name in RULES:
+        return RULES[name]
+    kind = extensions.registered(extensions.RULES, name)
+    if not (isinstance(kind, type) and issubclass(kind, rules.Rule)):
+        raise InputError(f"rule {name} is {kind!r}; expected a class derived from surefoot.rules.Rule")
+    return kind
 
 
 class _Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -78,14 +105,33 @@ def _folder(source: str) -> str | None:
 
 
 class ModelConfig(_Section, frozen=True):
-    """A ranker's parts."""
+    """A ranker's parts, or a model of the user's own: what a function returns for a log's columns."""
 
     name: str = "small"
+    factory: str | None = None  # "package.module:function" for a model of one's own, with none of the ranker's parts
+    arguments: dict[str, Any] = {}  # of the function, beside the log's schema
     bottom: Literal["shared", "experts", "linear"] = "shared"
     hidden: tuple[int, ...] = (64, 64)
     cross_layers: int = Field(default=0, ge=0)
     embedding_dim: int = Field(default=16, ge=1)
     experts: int = Field(default=4, ge=1)  # for bottom = "experts"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ModelConfig":
+        if self.factory is None and self.arguments:
+            raise ValueError(f"arguments are {self.arguments} and there is no factory; expected both or none")
+        for key in sorted(_PARTS_OF_RANKER):
+            if self.factory is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is given beside a factory; expected it in arguments, or no factory")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _of_its_kind(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {"arguments"} if self.factory is None else _PARTS_OF_RANKER
+        return {key: value for key, value in write(self).items() if key not in unused}
+
+
+_PARTS_OF_RANKER = set(ModelConfig.model_fields) - {"name", "factory", "arguments"}
 
 
 class TrainingConfig(_Section, frozen=True):
@@ -109,8 +155,8 @@ class RuleConfig(BaseModel, frozen=True, extra="allow"):
 
     @model_validator(mode="after")
     def _known(self) -> "RuleConfig":
-        one_of("rule.name", self.name, list(RULES))
-        known = list(signature(RULES[self.name]).parameters)
+        one_of("rule.name", self.name, rule_names())
+        known = list(signature(rule_kind(self.name)).parameters)
         for key in self.model_extra or {}:
             if key not in known:
                 raise ValueError(unknown_key(f"rule.{key}", key, known))
@@ -119,7 +165,7 @@ class RuleConfig(BaseModel, frozen=True, extra="allow"):
 
     def build(self) -> rules.Rule:
         """Return the rule."""
-        return RULES[self.name](**(self.model_extra or {}))
+        return rule_kind(self.name)(**(self.model_extra or {}))
 
 
 class MonitorConfig(_Section, frozen=True):
@@ -204,7 +250,7 @@ class MethodConfig(_Section, frozen=True):
                 f"method {self.name!r}: vary is {self.vary!r} and values are {list(self.values)}; expected both or none"
             )
         if self.vary is not None:
-            known = list(signature(RULES[self.rule.name]).parameters)
+            known = list(signature(rule_kind(self.rule.name)).parameters)
             one_of(f"method {self.name!r}: vary", self.vary, known)
         return self
 
@@ -297,8 +343,9 @@ def with_changes(
         table["search"]["select_by"] = select_by
     if models:
         known = {model.name: model for model in config.models}
+        known |= {name: ModelConfig(name=name.rpartition(":")[2], factory=name) for name in models if ":" in name}
         for name in models:
             if name not in known:
-                raise InputError(choice("--model", name, list(known)))
-        table["models"] = [known[name].model_dump() for name in models]
+                raise InputError(f"{choice('--model', name, list(known))}, or 'package.module:function'")
+        table["models"] = [known[name].model_dump(exclude_none=True) for name in models]
     return parse(StudyConfig, table, "--data")

@@ -119,10 +119,10 @@ class LocalEngine:
         while waiting or self._busy:
             while waiting and len(self._busy) < self.processes:
                 self._give(trials, waiting.popleft())
-            busy = {worker.pipe: (worker, i) for worker, i in self._busy.items()}
-            for pipe in wait(list(busy)):
-                worker, i = busy[pipe]
-                answer = self._take(worker)
+            busy = self._busy
+            for pipe in wait([worker.pipe for worker in busy]):
+                worker = next(worker for worker in busy if worker.pipe is pipe)
+                i, answer = busy[worker], self._take(worker)
                 if answer is None:
                     lost[i] += 1
                     self._tell_lost(trials[i], worker.process.returncode, lost[i])

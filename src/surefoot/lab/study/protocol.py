@@ -15,17 +15,20 @@ are fixed before the first of them starts.
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from surefoot.errors import InputError
 from surefoot.files import SUMS, refuse_changed
+from surefoot.lab import extensions
 from surefoot.lab.outcomes import Fall, Score, fall_of_method
 from surefoot.lab.result_files import write
 from surefoot.lab.results import CloseUp, Floor, Method, Study, Summary, Task
-from surefoot.lab.settings import dump
+from surefoot.lab.settings import dump, parse
 from surefoot.lab.study.claim import claimed
 from surefoot.lab.study.config import (
     RULES,
@@ -35,8 +38,10 @@ from surefoot.lab.study.config import (
     RuleConfig,
     RunConfig,
     StudyConfig,
+    rule_kind,
 )
 from surefoot.lab.study.engine import LocalEngine, Trial
+from surefoot.lab.study.model import build_model
 from surefoot.lab.study.runner import PlannedTrial, Runner, Search, Setting, planned_trial, rounded
 from surefoot.lab.study.trial import days_of_log, load_log, total_steps
 from surefoot.tasks import TaskKind
@@ -50,6 +55,7 @@ def run_study(
     config: StudyConfig,
     out: Path,
     *,
+    models: Mapping[str, Callable[..., nn.Module]] | None = None,
     workers: int | None = None,
     on_phase: Callable[[str, int], None] = lambda name, trials: None,
     on_trial: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -60,6 +66,8 @@ def run_study(
     Args:
         config: what to run.
         out: the study's folder; made if it does not exist, continued if it holds this very study.
+        models: the user's own, by name, in place of the configuration's: functions at the top of modules that worker
+            processes can import, from a log's ``Schema`` to a model. The first is searched.
         workers: processes; by default as many as the cores allow.
         on_phase: called with a name and a number of trials before each batch of trials.
         on_trial: called with each trial's result.
@@ -69,7 +77,11 @@ def run_study(
         InputError: if the folder holds another study or is in use by another process, if the configuration does not
             fit the log, or if a process is killed in the same trial twice.
     """
+    config = config if models is None else _with_models(config, models)
     log = load_log(config.data)
+    for model in config.models:
+        if model.factory is not None:
+            build_model(model, log)  # one that does not fit the log is refused here, before anything is written
     tasks = {kind: [t.name for t in log.schema.tasks if t.kind is kind] for kind in TaskKind}
     judged = [task.name for task in log.schema.tasks if task.judged]
     select_by = _task(config.search.select_by, tasks[TaskKind.BINARY], judged, "search.select_by")
@@ -108,7 +120,7 @@ def run_study(
         methods=methods,
         close_ups=close_ups,
         floor=floor,
-        rules={name: kind.__name__ for name, kind in RULES.items()},
+        rules={name: rule_kind(name).__name__ for name in [*RULES, *(each.rule.name for each in config.methods)]},
         log_days=days_of_log(config.data),
         workers=engine.processes,
         threads=config.training.threads,
@@ -119,6 +131,16 @@ def run_study(
     study = Study(summary, runner.rows)
     write(out, study)
     return study
+
+
+def _with_models(config: StudyConfig, models: Mapping[str, Callable[..., nn.Module]]) -> StudyConfig:
+    tables = []
+    for name, build in models.items():
+        try:
+            tables.append({"name": name, "factory": extensions.name_of(build)})
+        except InputError as error:
+            raise InputError(f"models[{name!r}] {error}") from None
+    return parse(StudyConfig, config.model_dump(exclude_none=True) | {"models": tables}, "models")
 
 
 def _search(runner: Runner) -> list[Search]:

@@ -30,6 +30,19 @@ _FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)  #
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What a capsule's configuration names and is to be had elsewhere, or has to be named by the user.
+
+    Args:
+        data: the folder or URL of the log; None: as configured.
+        model: ``package.module:function``, the factory of a model that is not the package's own.
+    """
+
+    data: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
 class Rebuilt:
     """A configured run, ready to take a capsule's steps."""
 
@@ -103,7 +116,12 @@ def _factor(norm: float, threshold: float) -> float:
 
 
 def examine(
-    folder: Path, *, rule: str | None = None, steps: int = 64, bisect_batch: bool = False, data: str | None = None
+    folder: Path,
+    *,
+    rule: str | None = None,
+    steps: int = 64,
+    bisect_batch: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Examined | Recorded:
     """Replay the capsule of a configured run; of another one return what it recorded.
 
@@ -112,7 +130,7 @@ def examine(
         rule: the name of a rule to run the same batches under.
         steps: how many after the event to go on, with batches of the log where the capsule ends; with ``rule`` only.
         bisect_batch: whether to search for the rows that made the event.
-        data: the folder or URL of the log, if it is not where the configuration says.
+        elsewhere: the log and the model, where they are not to be had as the configuration says.
 
     Raises:
         InputError: if the capsule is missing or damaged, or the rule is unknown.
@@ -122,11 +140,13 @@ def examine(
         if rule is not None:
             _rule(rule)
         return Recorded(capsule, [step for step in capsule.steps if step.observed])
-    own = rebuild(capsule, data=data)
+    own = rebuild(capsule, elsewhere=elsewhere)
     # a wrong name is told before anything runs
-    others = [] if rule is None else [rebuild(capsule, rule, policy_to=capsule.event, data=data)]
+    others = [] if rule is None else [rebuild(capsule, rule, policy_to=capsule.event, elsewhere=elsewhere)]
     try:
-        result = replay(capsule, own.training, what_if=WHAT_IF)
+        result = replay(
+            capsule, own.training, what_if=_what_if(own.config.rule, *(each.config.rule for each in others))
+        )
     except InputError:
         raise
     except _FOREIGN as error:
@@ -135,19 +155,24 @@ def examine(
     left = max(0, capsule.event + steps - capsule.steps[-1].step)
     went_on = {
         each.config.rule.name: go_on(capsule, each.training, more=each.more(capsule, left), what_if={})
-        for each in ([rebuild(capsule, policy_to=capsule.event, data=data), *others] if others else [])
+        for each in ([rebuild(capsule, policy_to=capsule.event, elsewhere=elsewhere), *others] if others else [])
     }
     found, reason = None, ""
     if bisect_batch:
         try:
-            found = bisect(capsule, rebuild(capsule, data=data).training)
+            found = bisect(capsule, rebuild(capsule, elsewhere=elsewhere).training)
         except InputError as error:  # what the replay has shown is worth no less
             reason = str(error)
     return Examined(capsule, own.judged, result, own.config.rule.name, went_on, found, reason)
 
 
+def _what_if(*more: RuleConfig) -> dict[str, Rule]:
+    """Return the rules that are asked what they would have done: ours, and of other packages those in use."""
+    return WHAT_IF | {rule.name: rule.build() for rule in more if rule.name not in RULES}
+
+
 def rebuild(
-    capsule: Capsule, rule: str | None = None, *, policy_to: float = math.inf, data: str | None = None
+    capsule: Capsule, rule: str | None = None, *, policy_to: float = math.inf, elsewhere: Elsewhere | None = None
 ) -> Rebuilt:
     """Return the training of a capsule's configuration.
 
@@ -155,27 +180,31 @@ def rebuild(
         capsule: with a configuration in it.
         rule: the name of another rule, with its default thresholds; None: the run's own.
         policy_to: the last step at which steps are slowed down or held as the recovery policy did then.
-        data: the folder or URL of the log, if it is not the configuration's own.
+        elsewhere: the log and the model, where they are not to be had as the configuration says.
 
     Raises:
         InputError: if the capsule has no configuration, or it or the rule's name cannot be used.
     """
-    config = config_of(capsule, data)
+    config = config_of(capsule, elsewhere or Elsewhere())
     if rule is not None:
         config = config.model_copy(update={"rule": _rule(rule)})
     parts = assemble(config, load_log(config.data))
     return Rebuilt(config, parts.window, _training(parts, policy_to))
 
 
-def config_of(capsule: Capsule, data: str | None = None) -> RunConfig:
+def config_of(capsule: Capsule, elsewhere: Elsewhere) -> RunConfig:
     """Return the run's configuration.
+
+    A capsule may come from anybody: what it names is neither asked for over the network nor run as code, unless the
+    user names it too.
 
     Args:
         capsule: with a configuration in it.
-        data: the folder or URL of the log, if it is not the configuration's own.
+        elsewhere: the log and the model, where they are not to be had as the configuration says.
 
     Raises:
-        InputError: if there is none, it is not a run's, or it names a URL and ``data`` does not.
+        InputError: if there is none, it is not a run's, or it names a URL or a factory of models and ``elsewhere`` has
+            no other.
     """
     if capsule.config is None:
         raise InputError(
@@ -184,10 +213,18 @@ def config_of(capsule: Capsule, data: str | None = None) -> RunConfig:
         )
     table = parse_toml(capsule.config, capsule.folder / "config.toml")
     config = parse(RunConfig, table, f"{capsule.folder}/config.toml")
-    if data is not None:
+    factory = config.model.factory
+    if (factory is None) != (elsewhere.model is None):
+        seen = f"a model of the package, and --model is {elsewhere.model}; expected none"
+        if factory is not None:
+            seen = f"model.factory {factory!r}, and code that a capsule names is not run; name it yourself: --model"
+        raise InputError(f"{capsule.folder}/config.toml has {seen}")
+    if elsewhere.model is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"factory": elsewhere.model})})
+    if elsewhere.data is not None:
         table = config.model_dump(exclude_none=True)
-        return parse(RunConfig, {**table, "data": {**table["data"], "source": data}}, "--data")
-    if is_url(config.data.source):  # a capsule may come from anybody, and opening one asks machines of the network
+        return parse(RunConfig, {**table, "data": {**table["data"], "source": elsewhere.data}}, "--data")
+    if is_url(config.data.source):
         raise InputError(
             f"{capsule.folder}/config.toml has data.source {config.data.source!r}, and URLs are not opened for "
             "a capsule; name the log yourself: --data"

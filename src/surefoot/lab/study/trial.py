@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,13 @@ from surefoot.detect.detector import Detector, Event
 from surefoot.errors import InputError
 from surefoot.files import make_folder, write_whole
 from surefoot.lab.data.prepared import PreparedLog
-from surefoot.lab.data.schema import Log, Schema
+from surefoot.lab.data.schema import Log
 from surefoot.lab.data.sliding_window import MovingWindow
-from surefoot.lab.models.layers import CrossNetwork, FeatureEmbedding, MixtureOfExperts, SharedBottom
-from surefoot.lab.models.ranker import LabelUnits, LinearRanker, Ranker, task_heads
 from surefoot.lab.settings import dump, load
 from surefoot.lab.sources import completejourney, synthetic
 from surefoot.lab.study.claim import RUN_LOCK
-from surefoot.lab.study.config import DataConfig, ModelConfig, MonitorConfig, RunConfig
+from surefoot.lab.study.config import DataConfig, MonitorConfig, RunConfig
+from surefoot.lab.study.model import build_model, fit_label_units
 from surefoot.lab.training.loop import Run, train, warm_up
 from surefoot.lab.training.progress import Progress
 from surefoot.observe.monitor import Monitor
@@ -92,49 +90,21 @@ def _partitioned(data: DataConfig, folder: str) -> PreparedLog:
     return log
 
 
-def build_model(config: ModelConfig, schema: Schema) -> nn.Module:
-    """Return the model for a log's columns, its weights drawn from torch's global generator."""
-    if config.bottom == "linear":
-        return LinearRanker(schema)
-    rows, widths = [column.rows for column in schema.categorical], [column.width for column in schema.categorical]
-    width = len(rows) * config.embedding_dim + len(schema.dense)
-    tasks = len(schema.tasks)
-    if config.bottom == "experts":
-        bottom = MixtureOfExperts(width, config.hidden, tasks, experts=config.experts)
-    else:
-        bottom = SharedBottom(width, config.hidden, tasks)
-    return Ranker(
-        embedding=FeatureEmbedding(rows, config.embedding_dim, widths=widths),
-        interaction=CrossNetwork(width, config.cross_layers) if config.cross_layers else nn.Identity(),
-        bottom=bottom,
-        heads=task_heads(schema.tasks, [width, *config.hidden][-1]),
-        units=LabelUnits(tasks),
-    )
-
-
-def fit_label_units(model: nn.Module, log: Log | PreparedLog) -> None:
-    """Start a model at each task's constant: that of the oldest partition, which is trained on and never scored."""
-    labels = [piece.labels for piece in islice(log.pieces(0, 1 << 16), 4)]  # 262,144 rows tell a mean well enough
-    for module in model.modules():
-        if isinstance(module, LabelUnits):
-            module.fit(labels, log.schema.tasks)
-
-
 @dataclass(frozen=True)
 class TrainingParts:
     """What a configured run trains with."""
 
     model: nn.Module
     dense: Adagrad
-    embedding: Optimizer
+    embedding: Optimizer | None  # of a model with embedding tables
     scheduler: LRScheduler
     window: MovingWindow
     layers: dict[str, nn.Parameter]  # those of the dense optimizer
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """Both, the dense one first."""
-        return [self.dense, self.embedding]
+        """Of the dense layers, then of the embedding tables, if there are any."""
+        return [self.dense] if self.embedding is None else [self.dense, self.embedding]
 
 
 def assemble(config: RunConfig, log: Log | PreparedLog) -> TrainingParts:
@@ -146,24 +116,28 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> TrainingParts:
     training, device = config.training, _device(config.training.device)
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless told either way
     torch.manual_seed(config.seed)
-    model = build_model(config.model, log.schema)
+    model = build_model(config.model, log)
     fit_label_units(model, log)
     model = model.to(device)
     parameters = split_parameters(model)
+    skip = config.recovery is not None and config.recovery.skip
     dense = Adagrad(
         parameters.dense.values(),
         config.rate,
         rule=config.rule.build(),
         initial_accumulator_value=training.initial_accumulator_value,
-        nonfinite=NonFinite.PROPAGATE,  # a rule is judged by itself, not by the guard beside it
+        # a rule is judged by itself; where steps are to be skipped, two optimizers need the guard for that
+        nonfinite=NonFinite.SKIP_STEP if skip and not parameters.embedding else NonFinite.PROPAGATE,
     )
-    embedding = torch.optim.Adagrad(
-        parameters.embedding.values(),
-        training.embedding_rate,
-        initial_accumulator_value=training.embedding_initial_accumulator_value,
-    )
-    if config.recovery is not None and config.recovery.skip:
-        guard(dense, embedding)
+    embedding = None
+    if parameters.embedding:
+        embedding = torch.optim.Adagrad(
+            parameters.embedding.values(),
+            training.embedding_rate,
+            initial_accumulator_value=training.embedding_initial_accumulator_value,
+        )
+        if skip:
+            guard(dense, embedding)
     window = MovingWindow(
         log,
         training.batch_size,
