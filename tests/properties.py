@@ -4,8 +4,9 @@ A test takes the product of the tables below. A property is a function of a rule
 input family is a function that draws fresh inputs.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,63 @@ LOOKING_RULES = tuple(rule for rule in RULES if not isinstance(rule, NoClip))
 Family = Callable[[], Inputs]
 
 
+def same_numbers() -> None:
+    """Seed every generator, and let one thread sum in one order."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - code under test may use the global generator
+    torch.set_num_threads(1)
+
+
 def over(name: str, table: Mapping[str, Any] | Sequence[Any]) -> pytest.MarkDecorator:
     """Parametrize a test over a table, which must not be empty: an empty one would pass in silence."""
+    rows = _rows(name, table)
+    return pytest.mark.parametrize(name, list(rows.values()), ids=list(rows))
+
+
+def all_of(name: str, table: Mapping[str, Any] | Sequence[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Try all rows of a table within one test: for products of hundreds of rows, which cost more to report than to try.
+
+    Every row starts from the same seeds, all are tried, and the error has the names of those that failed. They share
+    the test's fixtures, so this is for tests that leave nothing behind.
+    """
+    rows = _rows(name, table)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @wraps(test)
+        def every_row(*args: Any, **kwargs: Any) -> None:
+            failures: list[Exception] = []
+            for label, row in rows.items():
+                same_numbers()
+                try:
+                    test(*args, **{name: row}, **kwargs)
+                except (Exception, pytest.fail.Exception) as error:
+                    for one in error.exceptions if isinstance(error, RowsFailedError) else [_as_exception(error)]:
+                        one.add_note(f"{name}: {label}")
+                        failures.append(one)
+            if failures:
+                raise RowsFailedError("; ".join(", ".join(one.__notes__) for one in failures), failures)
+
+        signature = inspect.signature(test)
+        others = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        assert len(others) == len(signature.parameters) - 1, f"{test.__name__} has no argument {name}"
+        every_row.__signature__ = signature.replace(parameters=others)  # pyright: ignore[reportAttributeAccessIssue]
+        return every_row
+
+    return decorate
+
+
+class RowsFailedError(ExceptionGroup[Exception]):
+    """What the rows of a table raised, each with its names in its notes."""
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else AssertionError(str(error)).with_traceback(error.__traceback__)
+
+
+def _rows(name: str, table: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     rows = dict(table) if isinstance(table, Mapping) else {_label(row): row for row in table}
     assert len(rows) == len(table) > 0, f"no rows, or rows twice, for {name}"
-    return pytest.mark.parametrize(name, list(rows.values()), ids=list(rows))
+    return rows
 
 
 def _label(row: Any) -> str:

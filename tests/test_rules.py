@@ -23,6 +23,7 @@ from properties import (
     Family,
     Inputs,
     Property,
+    all_of,
     draw,
     draw_with,
     gives_nan,
@@ -61,32 +62,32 @@ def test_all_lists_every_rule() -> None:
 # Properties over families
 
 
-@over("make", FINITE)
-@over("rule", RULES)
-@over("holds", {each.__name__: each for each in FINITE_PROPERTIES})
+@over("holds", {holds.__name__: holds for holds in FINITE_PROPERTIES})
+@all_of("rule", RULES)
+@all_of("make", FINITE)
 def test_finite_inputs(holds: Property, rule: Rule, make: Family) -> None:
     holds(rule, make())
 
 
-@over("make", STILL | EMPTY)
-@over("rule", RULES)
+@all_of("rule", RULES)
+@all_of("make", STILL | EMPTY)
 def test_nothing_to_move_gives_one(rule: Rule, make: Family) -> None:
     gives_one(rule, make())
 
 
-@over("make", NAN)
-@over("rule", LOOKING_RULES)
+@all_of("rule", LOOKING_RULES)
+@all_of("make", NAN)
 def test_nan_gives_nan(rule: Rule, make: Family) -> None:
     gives_nan(rule, make())
 
 
-@over("make", INF)
-@over("rule", [rule for rule in LOOKING_RULES if rule != Clippy(accumulator_relative=0.01)])  # it has its own below
+@all_of("rule", [rule for rule in LOOKING_RULES if rule != Clippy(accumulator_relative=0.01)])  # it has its own below
+@all_of("make", INF)
 def test_an_infinite_norm_gives_zero(rule: Rule, make: Family) -> None:
     gives_zero(rule, make())
 
 
-@over("make", NAN | INF)
+@all_of("make", NAN | INF)
 def test_no_clip_does_not_look(make: Family) -> None:
     gives_one(NoClip(), make())
 
@@ -100,6 +101,13 @@ def test_trust_ratio_of_zero_weights_still_sees_a_broken_update(value: float) ->
     x = draw_with(value, 4, 3)
     x = x._replace(weight=torch.zeros_like(x.weight))
     (gives_nan if value != value else gives_zero)(TrustRatio(), x)
+
+
+@over("rule", [Clippy(), Clippy(absolute=0.0), Clippy(accumulator_relative=0.01)])
+def test_at_a_rate_of_zero_nothing_moves_and_clippy_does_not_clip(rule: Clippy) -> None:
+    x = draw(4, 3)
+    x.weight[0, 0] = 0.0
+    assert rule(*x, lr=0.0) == 1.0
 
 
 # Scale laws: exact, since K is a power of two

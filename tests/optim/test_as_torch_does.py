@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from properties import over
+from properties import all_of, over
 from surefoot import (
     Adagrad,
     AdaptiveGradientClip,
@@ -91,15 +91,15 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 }
 
 
-@over("case", REFUSED)
-@over("make", MAKE)
+@all_of("case", REFUSED)
+@all_of("make", MAKE)
 def test_bad_input_is_refused(make: Make, case: tuple[Any, dict[str, Any], type[Exception], str]) -> None:
     params, options, error, words = case
     with pytest.raises(error, match=words):
         make(params, **options)
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_parameter_is_in_one_group_once(make: Make) -> None:
     p, q = Parameter(torch.ones(2)), Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="more than one parameter group"):
@@ -128,8 +128,8 @@ SOURCES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@over("source", SOURCES)
-@over("make", MAKE)
+@all_of("source", SOURCES)
+@all_of("make", MAKE)
 def test_parameters_come_in_any_iterable(make: Make, source: Callable[[nn.Module], Any]) -> None:
     nets = [model()]
     nets.append(copy.deepcopy(nets[0]))
@@ -142,7 +142,7 @@ def test_parameters_come_in_any_iterable(make: Make, source: Callable[[nn.Module
     assert names in ([], [name for name, _ in nets[0].named_parameters()])
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_it_prints_its_groups(make: Make) -> None:
     optimizer = make([{"params": [Parameter(torch.ones(2))]}, {"params": [Parameter(torch.ones(2))], "lr": 0.25}])
     text = repr(optimizer)
@@ -152,7 +152,7 @@ def test_it_prints_its_groups(make: Make) -> None:
     assert "rule: " in text
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_it_can_be_collected(make: Make) -> None:
     """No cycle keeps the weights in memory when the optimizer is gone."""
     p = Parameter(torch.ones(2))
@@ -183,13 +183,13 @@ def fit(make_optimizer: Callable[[nn.Module], Optimizer], steps: int = 60) -> tu
     return losses[0], losses[-1]
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_loss_goes_down(make: Make) -> None:
     first, last = fit(lambda net: make(net.parameters()))
     assert last < 0.7 * first
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_maximize_goes_up(make: Make) -> None:
     p = Parameter(torch.ones(3))
     optimizer = make([p], maximize=True)
@@ -200,7 +200,7 @@ def test_maximize_goes_up(make: Make) -> None:
     assert (p > 1).all()
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_weight_decay_pulls_to_zero_and_only_where_there_is_a_gradient(make: Make) -> None:
     p, q = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     p.grad = torch.zeros(3)
@@ -222,9 +222,9 @@ def layouts() -> dict[str, Callable[[], Tensor]]:
     }
 
 
-@over("gradient", layouts())
-@over("weight", layouts())
-@over("make", MAKE)
+@all_of("gradient", layouts())
+@all_of("weight", layouts())
+@all_of("make", MAKE)
 def test_any_layout_steps_as_the_contiguous_one(
     make: Make, weight: Callable[[], Tensor], gradient: Callable[[], Tensor]
 ) -> None:
@@ -242,7 +242,7 @@ def test_any_layout_steps_as_the_contiguous_one(
     assert p.stride() == strides
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_types_and_shapes_mix_in_a_group(make: Make) -> None:
     types = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     params = [Parameter(torch.ones(shape, dtype=dtype)) for dtype in types for shape in ((3,), (), (2, 2), (0,))]
@@ -261,7 +261,7 @@ def test_types_and_shapes_mix_in_a_group(make: Make) -> None:
         assert optimizer.state[p]["sum"].dtype is torch.promote_types(p.dtype, torch.float32)
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_weights_that_change_their_type_step_on(make: Make) -> None:
     net = model()
     optimizer = make(net.parameters())
@@ -276,7 +276,7 @@ def test_weights_that_change_their_type_step_on(make: Make) -> None:
         assert not any(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_no_gradient_no_state(make: Make) -> None:
     """Neither without any gradient, nor for parameters that require none; zero_grad is of both kinds."""
     p, frozen = Parameter(torch.ones(3)), Parameter(torch.ones(3), requires_grad=False)
@@ -297,7 +297,7 @@ def test_no_gradient_no_state(make: Make) -> None:
     assert p.grad is None
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_closure_may_return_anything_and_runs_with_gradients_on(make: Make) -> None:
     p = Parameter(torch.ones(3))
     optimizer = make([p])
@@ -316,7 +316,7 @@ def test_a_closure_may_return_anything_and_runs_with_gradients_on(make: Make) ->
 
 
 @over("rate", {"a number": 0.1, "a tensor": torch.tensor(0.1), "a tensor in float64": torch.tensor(0.1).double()})
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_rate_that_is_changed_is_obeyed(make: Make, rate: float | Tensor) -> None:
     p, q = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     optimizer, other = make([p], rate.clone() if isinstance(rate, Tensor) else rate), make([q], 0.1)
@@ -341,7 +341,7 @@ def sparse(rows: list[int], shape: tuple[int, int]) -> Tensor:
 
 
 @over("fill", {"no row": [], "a row": [2], "a row twice": [1, 4, 1], "every row": [0, 1, 2, 3, 4, 5]})
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_sparse_gradients_step_beside_dense_ones(make: Make, fill: list[int]) -> None:
     table, dense = Parameter(torch.ones(6, 2)), Parameter(torch.ones(3))
     optimizer = make([table, dense])
@@ -408,7 +408,7 @@ def test_every_scheduler_drives_it_as_it_drives_torchs(schedule: Callable[[Optim
 # Hooks
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_step_hooks_run_around_the_step_in_their_order(make: Make) -> None:
     p = Parameter(torch.ones(2))
     optimizer, told = make([p]), []
@@ -428,7 +428,7 @@ def test_step_hooks_run_around_the_step_in_their_order(make: Make) -> None:
     assert told == ["global pre", ("pre", 1.0), ("post", True), "global post"]
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_state_dict_hooks_run_in_their_order_and_what_they_return_counts(make: Make) -> None:
     p = Parameter(torch.ones(2))
     optimizer, told = make([p]), []
@@ -448,7 +448,7 @@ def test_state_dict_hooks_run_in_their_order_and_what_they_return_counts(make: M
     assert isinstance(saved["param_groups"][0]["rule"], str)
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_load_hooks_see_the_state_first_and_last(make: Make) -> None:
     p = Parameter(torch.ones(2))
     optimizer, told = make([p]), []
@@ -469,7 +469,7 @@ def test_load_hooks_see_the_state_first_and_last(make: Make) -> None:
     assert saved["param_groups"][0]["lr"] == LR
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_the_profiler_sees_the_step_and_zero_grad_by_name(make: Make) -> None:
     p = Parameter(torch.ones(2))
     optimizer = make([p])
@@ -485,7 +485,7 @@ def test_the_profiler_sees_the_step_and_zero_grad_by_name(make: Make) -> None:
 # States
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_loaded_state_is_a_copy(make: Make) -> None:
     """Neither the state dict that is loaded changes, nor does the optimizer it came from when the other one steps."""
     net = model()
@@ -506,7 +506,7 @@ def test_a_loaded_state_is_a_copy(make: Make) -> None:
     assert saved["param_groups"] == kept["param_groups"]
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_state_dict_is_the_same_whenever_it_is_asked_for(make: Make) -> None:
     net = model()
     optimizer = make(list(net.named_parameters()))
@@ -519,7 +519,7 @@ def test_a_state_dict_is_the_same_whenever_it_is_asked_for(make: Make) -> None:
     assert {key for state in first["state"].values() for key in state} == {"step", "sum"}
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_an_older_state_without_some_options_and_with_a_step_that_is_a_number_loads(make: Make) -> None:
     net = model()
     optimizer = make(net.parameters())
@@ -540,7 +540,7 @@ def test_an_older_state_without_some_options_and_with_a_step_that_is_a_number_lo
     assert isinstance(other.state[next(other_net.parameters())]["step"], Tensor)
 
 
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_what_does_not_fit_is_refused_and_leaves_the_state(make: Make) -> None:
     net = model()
     optimizer = make(net.parameters())
@@ -569,7 +569,7 @@ def saved_and_loaded(optimizer: Optimizer) -> Optimizer:
 
 
 @over("duplicate", {**DUPLICATES, "torch.save": saved_and_loaded})
-@over("make", MAKE)
+@all_of("make", MAKE)
 def test_a_copy_has_all_that_is_public(make: Make, duplicate: Callable[[Any], Any]) -> None:
     p = Parameter(torch.ones(2))
     optimizer = make([{"params": [p], "lr": 0.5}])

@@ -19,7 +19,7 @@ from torch.nn import Embedding, Linear, Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from properties import RULES, TOLERANCE, over
+from properties import RULES, TOLERANCE, all_of, over
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_gradients import clip_gradients
 from surefoot.optim.clip_updates import ClipHandle, clip_updates
@@ -175,7 +175,7 @@ def test_the_tables_hold_all_of_torch() -> None:
 
 
 @over("rule", [NoClip(), Clippy(1e9, 1e9), GlobalGradientClip(1e9), AdaptiveGradientClip(1e9)])
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_factor_of_1_changes_no_bit(make: Make, rule: Rule) -> None:
     params = parameters(make)
     optimizer, plain = make(params), make(twins(params))
@@ -190,7 +190,7 @@ def test_a_factor_of_1_changes_no_bit(make: Make, rule: Rule) -> None:
 
 
 @over("rule", CLIPPING)
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_clipped_step_is_the_formula(make: Make, rule: Rule) -> None:
     params = parameters(make)
     optimizer, plain = make(params), make(others := twins(params))
@@ -221,7 +221,7 @@ def test_a_clipped_step_is_the_formula(make: Make, rule: Rule) -> None:
 
 @over("rule", [CLIPPY, AdaptiveGradientClip(1e-3)])
 @over("bad_step", [0, 3])
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_step_with_a_bad_gradient_never_was(make: Make, bad_step: int, rule: Rule) -> None:
     params = parameters(make)
     optimizer, never = make(params), make(others := twins(params))
@@ -250,7 +250,7 @@ def test_a_step_with_a_bad_gradient_never_was(make: Make, bad_step: int, rule: R
 
 
 @over("by_keyword", [False, True])
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_closure_runs_once_and_its_gradients_are_clipped(make: Make, by_keyword: bool) -> None:
     params = parameters(make)
     optimizer, other = make(params), make(others := twins(params))
@@ -279,7 +279,7 @@ def test_a_closure_runs_once_and_its_gradients_are_clipped(make: Make, by_keywor
     assert any(factor < 1 for factor in handles[0].clip_factors().values())
 
 
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_resumed_run_goes_on_as_if_it_never_stopped(make: Make) -> None:
     params = parameters(make)
     groups = [{"params": params[:1], "rule": GradientClip(0.1)}, {"params": params[1:]}]
@@ -299,7 +299,7 @@ def test_a_resumed_run_goes_on_as_if_it_never_stopped(make: Make) -> None:
     assert other.param_groups[0]["rule"] == GradientClip(0.1)
 
 
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_a_scheduler_is_obeyed(make: Make) -> None:
     rates = [1.0, 0.5, 0.0, 2.0]
     params = parameters(make)
@@ -318,7 +318,7 @@ def test_a_scheduler_is_obeyed(make: Make) -> None:
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=0.0)
 
 
-@over("make", OPTIMIZERS)
+@all_of("make", OPTIMIZERS)
 def test_removed_it_is_as_if_never_attached(make: Make) -> None:
     params = parameters(make)
     optimizer, plain = make(params), make(twins(params))
@@ -357,8 +357,8 @@ def scaled_run(make: Make, rule: Rule, unscale: bool) -> tuple[Optimizer, ClipHa
     return optimizer, handle, scaler
 
 
-@over("unscale", [False, True])
-@over("rule", [*CLIPPING, GradientClip(0.1), CLIPPY])
+@all_of("unscale", [False, True])
+@all_of("rule", [*CLIPPING, GradientClip(0.1), CLIPPY])
 @over(
     "make",
     {name: OPTIMIZERS[name] for name in ("SGD", "SGD, momentum, fused", "AdamW", "AdamW, fused", "Adagrad, fused")},
@@ -685,10 +685,19 @@ def fake_steps(make: Make, rule: Rule | None) -> None:
         follow(optimizer, params, gradients(make, params, 2))
 
 
-@over("rule", RULES)
-@over("make", {name: make for name, make in FAST.items() if name not in READ_THEMSELVES})
-def test_no_number_is_read_on_the_host(make: Make, rule: Rule) -> None:
+NO_WAIT = {name: make for name, make in FAST.items() if name not in READ_THEMSELVES}
+
+
+@over("rule", [Clippy(), AdaptiveGradientClip(), GlobalGradientClip()])  # of a tensor, of a unit, of the model
+@all_of("make", NO_WAIT)
+def test_no_number_is_read_on_the_host_by_any_optimizer(make: Make, rule: Rule) -> None:
     fake_steps(make, rule)
+
+
+@all_of("rule", RULES)
+@over("name", ["AdamW, fused", "SGD, momentum, foreach", "Adagrad, foreach"])
+def test_no_number_is_read_on_the_host_by_any_rule(name: str, rule: Rule) -> None:
+    fake_steps(NO_WAIT[name], rule)
 
 
 @over("make", {name: FAST[name] for name in READ_THEMSELVES})

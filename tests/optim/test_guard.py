@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import surefoot
+from properties import all_of, over
 
 Make = Callable[[list[Parameter]], Optimizer]
 KINDS: dict[str, Make] = {
@@ -43,11 +44,11 @@ def state(optimizers: list[Optimizer]) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("where", [0, 1])
-@pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
-@pytest.mark.parametrize("one", KINDS)
-@pytest.mark.parametrize("other", KINDS)
+@all_of("bad", [math.nan, math.inf])
+@all_of("where", [0, 1])
+@all_of("first", {"first step": True, "later step": False})
+@all_of("one", list(KINDS))
+@over("other", list(KINDS))
 def test_a_bad_gradient_leaves_both_as_if_the_step_had_not_been(
     one: str, other: str, first: bool, where: int, bad: float
 ):
@@ -120,8 +121,8 @@ def test_an_optimizer_that_grad_scaler_leaves_out_is_in_step_again_at_once(one: 
 
 
 @pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
-@pytest.mark.parametrize("one", ALONE)
-@pytest.mark.parametrize("other", ALONE)
+@all_of("one", list(ALONE))
+@over("other", list(ALONE))
 def test_optimizers_may_step_at_their_own_pace(one: str, other: str):
     params, (a, b) = pair(ALONE[one], ALONE[other])
     guard = surefoot.guard(a, b)

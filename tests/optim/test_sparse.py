@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import surefoot
-from properties import over
+from properties import all_of, over
 from surefoot.observe.attribution import _by_row
 from surefoot.observe.step_stats import touched
 from surefoot.optim.sparse import at_its_places, by_row
@@ -63,9 +63,9 @@ def test_one_number_moves_one_number() -> None:
     assert (w != 1).nonzero().tolist() == [[1, 1]]
 
 
-@over("twice", [False, True])
-@over("case", cases())
-@over("rule", PER_TENSOR)
+@all_of("twice", [False, True])
+@all_of("case", cases())
+@all_of("rule", PER_TENSOR)
 @over("make", OPTIMIZERS)
 def test_a_sparse_gradient_is_the_dense_one(make: Make, rule: Rule, case: tuple[Any, int], twice: bool) -> None:
     shape, dims = case
@@ -94,7 +94,7 @@ def test_units_of_any_sparse_gradient_are_whole_rows(case: tuple[Any, int]) -> N
     torch.testing.assert_close(optimizers[0].clip_factors()[w], optimizers[1].clip_factors()[by_rows])
 
 
-@over("case", cases())
+@all_of("case", cases())
 @over("rule", [GradientClip(0.1), GlobalGradientClip(0.1), AdaptiveGradientClip(0.01)])
 def test_clip_gradients_of_any_sparse_gradient(rule: Rule, case: tuple[Any, int]) -> None:
     shape, dims = case

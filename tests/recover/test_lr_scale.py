@@ -131,6 +131,20 @@ def test_no_scheduler_overwrites_it(schedule: Callable[[Optimizer], torch.optim.
     assert len(set(rates[0])) > 2
 
 
+def test_a_rate_that_is_set_during_the_step_stays():
+    w = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([w], lr=1.0)
+    LrScale([optimizer]).factor = 0.5
+
+    def closure() -> float:
+        optimizer.param_groups[0]["lr"] = 0.25
+        w.grad = torch.ones(1)
+        return 0.0
+
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
 def test_a_step_that_raises_leaves_the_rate_as_it_was():
     params = parameters()
     optimizer = surefoot.Adagrad(params, 0.1, rule=TIGHT, nonfinite="raise")

@@ -76,6 +76,14 @@ def test_a_state_of_which_nothing_was_known_counts_as_grown():
     assert growth(then, then) is None
 
 
+def test_a_size_that_is_no_number_counts_as_grown():
+    then = {"exp_avg of weight": Size(1.0, 1.0, True, "exp_avg")}
+    now = {"exp_avg of weight": Size(torch.nan, torch.nan, True, "exp_avg")}
+    found = growth(now, then)
+    assert found is not None
+    assert found[1] == "exp_avg of weight is nan times as large as before"
+
+
 def test_a_buffer_is_looked_at_too():
     training = Training(MAKE["SGD with momentum"])
     training.step()
