@@ -1,9 +1,10 @@
 """Configurations out of TOML, and the sentences that say what is wrong with one."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -60,7 +61,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     """Put the first of pydantic's errors into a sentence."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(key, str(first["loc"][-1]), _keys_at(kind, first["loc"][:-1]))
     if first["type"] == "missing":
         return f"{key} is missing; expected a value"
@@ -94,15 +95,15 @@ def _whole_numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
             yield from _whole_numbers(each, f"{key}.{i}")
 
 
-def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section at ``path``."""
+def _keys_at(kind: type, path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section at ``path``, each section a model or a dataclass."""
     for part in path:
         if isinstance(part, int):
             continue
-        annotation = kind.model_fields[part].annotation
+        annotation = get_type_hints(kind)[part]
         arguments = getattr(annotation, "__args__", (annotation,))
-        kind = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
-    return list(kind.model_fields)
+        kind = next(a for a in arguments if isinstance(a, type) and (is_dataclass(a) or issubclass(a, BaseModel)))
+    return list(kind.model_fields if issubclass(kind, BaseModel) else kind.__dataclass_fields__)
 
 
 def unknown_key(key: str, name: str, known: list[str]) -> str:

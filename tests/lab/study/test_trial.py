@@ -20,6 +20,7 @@ from surefoot.lab.study.config import ModelConfig, MonitorConfig, RecoveryConfig
 from surefoot.lab.study.trial import assemble, claim, load_log, read_result, run_trial, total_steps
 from surefoot.lab.training.loop import Run, train
 from surefoot.recover import journal
+from surefoot.recover.policy import RollBack
 
 TINY = RunConfig.model_validate(
     {
@@ -159,7 +160,7 @@ def test_looking_after_a_run_changes_none_of_its_numbers(tmp_path: Path):
 
 
 def test_a_run_beyond_help_goes_through_all_stages_stops_and_keeps_its_backups(tmp_path: Path):
-    recovery = RecoveryConfig(look=0, hold=1, patience=3)
+    recovery = RecoveryConfig(roll_back=RollBack(look=0, hold=1), patience=3)
     config = LONGER.model_copy(update={"rate": 1e6, "recovery": recovery})
     result = run_trial(config, tmp_path / "run")
     assert result["verdict"] == "full"

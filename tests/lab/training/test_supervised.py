@@ -1,5 +1,6 @@
 """A run that is looked after: one broken day in its log, and it ends well."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ import pytest
 import torch
 
 from full_disks import nothing_can_be_written
+from properties import over
 from surefoot.capsule import storage
 from surefoot.capsule.ring import Ring
 from surefoot.detect.detector import Alarm, Detector, Event, Verdict
+from surefoot.errors import InputError
 from surefoot.lab.data.schema import Log
+from surefoot.lab.settings import dump, load, parse
 from surefoot.lab.sources import synthetic
 from surefoot.lab.study import trial
 from surefoot.lab.study.config import MonitorConfig, RecoveryConfig, RunConfig
 from surefoot.lab.study.trial import assemble, make_supervisor
 from surefoot.lab.training.loop import Run, train
 from surefoot.recover import journal
+from surefoot.recover.policy import RollBack
 
 CONFIG = RunConfig.model_validate(
     {
@@ -102,14 +107,35 @@ def test_watched_without_recovery_it_tells_and_stops(log: Log, tmp_path: Path):
     assert "loss/click" in pl.read_parquet(tmp_path / "monitor" / "metrics.parquet").columns
 
 
-def test_the_configured_policy_is_the_one_that_is_used():
-    policy = RecoveryConfig(slow=False, roll_back=False, stop=False, skip=False).policy()
-    assert (policy.slow, policy.roll_back, policy.stop, policy.skip) == (None, None, False, False)
-    policy = RecoveryConfig(slow_factor=0.3, roll_back_factor=0.7, roll_backs=5, hold=7, look=3, patience=9).policy()
-    assert policy.slow is not None
-    assert policy.roll_back is not None
-    assert (policy.slow.factor, policy.roll_back.factor, policy.roll_back.at_most) == (0.3, 0.7, 5)
-    assert (policy.roll_back.hold, policy.roll_back.look, policy.patience) == (7, 3, 9)
+def test_the_configured_policy_is_the_one_that_is_used(log: Log, tmp_path: Path):
+    given = {"slow": False, "roll_back": {"factor": 0.7, "at_most": 5}, "stop": False, "patience": 9, "every": 7}
+    config = RunConfig.model_validate({"recovery": given})
+    (tmp_path / "config.toml").write_text(dump(config))
+    assert load(RunConfig, tmp_path / "config.toml") == config
+    roll_back = RollBack(factor=0.7, at_most=5)
+    expected = RecoveryConfig(slow=None, roll_back=roll_back, stop=False, patience=9, every=7)
+    assert config.recovery == expected
+    supervisor, _ = make_supervisor(config, assemble(config, log), tmp_path / "run") or (None, None)
+    assert supervisor is not None
+    assert supervisor.recovery is not None
+    assert (supervisor.recovery.policy, supervisor.recovery.every) == (expected, 7)
+    whole = RunConfig.model_validate({"recovery": {"slow": True, "roll_back": True}}).recovery
+    assert whole == RecoveryConfig()
+
+
+@over(
+    "recovery",
+    [
+        ({"slow": {"steps": 0}}, "recovery.slow: steps is 0; expected a finite number above 0"),
+        ({"roll_back": {"facter": 0.5}}, "recovery.roll_back.facter is not a known key; the closest is 'factor'"),
+        ({"patient": 5}, "recovery.patient is not a known key; the closest is 'patience'"),
+        ({"every": 0}, "recovery.every is 0; input should be greater than or equal to 1"),
+        ({"slow": "no"}, "recovery.slow is 'no'; "),
+    ],
+)
+def test_what_no_policy_has_is_refused_by_its_key(recovery: tuple[dict[str, Any], str]):
+    with pytest.raises(InputError, match=re.escape(recovery[1])):
+        parse(RunConfig, {"recovery": recovery[0]}, "run.toml")
 
 
 # Full disks

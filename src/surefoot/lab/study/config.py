@@ -5,6 +5,7 @@ The same objects in Python or in TOML. Here, at the edge, rules, models and data
 
 import os
 import tomllib
+from dataclasses import asdict
 from difflib import get_close_matches
 from importlib.resources import files
 from inspect import signature
@@ -13,12 +14,14 @@ from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic.dataclasses import dataclass
 
 from surefoot import rules
 from surefoot.capsule.storage import MOST_THREADS
@@ -28,7 +31,7 @@ from surefoot.lab.data.pools import Draw
 from surefoot.lab.data.prepared import MANIFEST, PreparedLog
 from surefoot.lab.file_discovery import is_url
 from surefoot.lab.settings import choice, load, one_of, parse, unknown_key
-from surefoot.recover.policy import RecoveryPolicy, RollBack, Slow
+from surefoot.recover.policy import RecoveryPolicy
 
 RULES: dict[str, type[rules.Rule]] = dict(
     zip(("naive", "gc", "global_gc", "agc", "lamb", "clippy"), rules.ALL, strict=True)
@@ -178,44 +181,24 @@ class MonitorConfig(_Section, frozen=True):
     capsule_mib: int = Field(default=512, ge=1)  # of memory for them, and of disk for all capsules
 
 
-class RecoveryConfig(_Section, frozen=True):
-    """The stages of the policy; the run is watched by a monitor then."""
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RecoveryConfig(RecoveryPolicy):
+    """The recovery's policy and its checkpoints; the run is watched by a monitor then.
+
+    A stage is a table of its numbers, ``true`` for the defaults, or ``false`` for none.
+    """
 
     every: int = Field(default=100, ge=1)  # steps between two checkpoints
     keep: int = Field(default=3, ge=1)  # healthy checkpoints
-    skip: bool = RecoveryPolicy.skip
-    slow: bool = True
-    slow_factor: float = Field(default=Slow.factor, gt=0, lt=1)
-    slow_steps: int = Field(default=Slow.steps, ge=1)
-    roll_back: bool = True
-    roll_back_factor: float = Field(default=RollBack.factor, gt=0, lt=1)
-    roll_back_steps: int = Field(default=RollBack.steps, ge=1)
-    roll_backs: int = Field(default=RollBack.at_most, ge=1)  # in a row
-    look: int = Field(default=RollBack.look, ge=0)
-    hold: int = Field(default=RollBack.hold, ge=0)
-    longest_hold: int = Field(default=RollBack.longest_hold, ge=1)
-    stop: bool = RecoveryPolicy.stop
-    patience: int = Field(default=RecoveryPolicy.patience, ge=1)
-    confirm: int = Field(default=RecoveryPolicy.confirm, ge=1)
 
-    def policy(self) -> RecoveryPolicy:
-        """Return the policy."""
-        roll_back = RollBack(
-            factor=self.roll_back_factor,
-            steps=self.roll_back_steps,
-            look=self.look,
-            hold=self.hold,
-            longest_hold=self.longest_hold,
-            at_most=self.roll_backs,
-        )
-        return RecoveryPolicy(
-            skip=self.skip,
-            slow=Slow(self.slow_factor, self.slow_steps) if self.slow else None,
-            roll_back=roll_back if self.roll_back else None,
-            stop=self.stop,
-            patience=self.patience,
-            confirm=self.confirm,
-        )
+    @field_validator("slow", "roll_back", mode="before")
+    @classmethod
+    def _stage(cls, given: Any) -> Any:
+        return {True: {}, False: None}[given] if isinstance(given, bool) else given
+
+    @model_serializer
+    def _table(self) -> dict[str, Any]:
+        return {key: False if value is None else value for key, value in asdict(self).items()}
 
 
 class RunConfig(_Section, frozen=True):

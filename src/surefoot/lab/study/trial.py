@@ -267,7 +267,7 @@ def make_supervisor(config: RunConfig, parts: TrainingParts, folder: Path) -> tu
             parts.model,
             parts.optimizers,
             folder,
-            policy=config.recovery.policy(),
+            policy=config.recovery,
             monitor=monitor,
             schedulers=[parts.scheduler],
             loader=progress,
