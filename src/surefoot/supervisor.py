@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.best_effort import BestEffort
+from surefoot.capsule.reported_step import ReportedStep
 from surefoot.capsule.ring import Ring, layer_norms
 from surefoot.capsule.snapshot import Plain, Stateful
 from surefoot.detect.detector import Alarm, Detector, Event, FreshScore, Verdict
@@ -24,9 +25,10 @@ from surefoot.observe.monitor import Monitor
 from surefoot.observe.reported_forms import Losses, Outputs
 from surefoot.observe.sinks import parquet_sink
 from surefoot.optim.unwrap import unwrapped, unwrapped_model
-from surefoot.recover.journal import Journal
+from surefoot.recover.journal import Journal, described
 from surefoot.recover.policy import Action, RecoveryPolicy
 from surefoot.recover.recovery import Recovery
+from surefoot.recover.rolled_back_events import RolledBackEvents
 from surefoot.tasks import TaskKind
 
 _log = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class Supervisor:
     ) -> None:
         self.folder = Path(folder)
         called, model, several = model, unwrapped_model(model), unwrapped(optimizers)
-        self._saved: list[Event] = []  # divergences that the detector forgets when it goes back
+        self._rolled_back = RolledBackEvents()
         if monitor is not Made.HERE:
             _refuse_beside("monitor", tasks=tasks, outputs=outputs, losses=losses, masked=masked, detector=detector)
         elif isinstance(recovery, Recovery):
@@ -167,7 +169,7 @@ class Supervisor:
         self.recovery = recovery
         self.journal = Journal(self.folder / "events.jsonl") if recovery is None else recovery.journal
         if recovery is not None:
-            recovery.beside["supervisor"] = _Saved(self._saved)
+            recovery.beside["supervisor"] = self._rolled_back
             recovery.on_roll_back = partial(self._before_roll_back, recovery.on_roll_back)
         self._config, self._capsule_after = config, capsule_after
         self._on_alarm, self._on_stop = on_alarm, on_stop
@@ -179,7 +181,7 @@ class Supervisor:
         self._verdict: Verdict | None = None  # once closed
         self._best_effort = BestEffort()
         # within a step
-        self._kept = _Kept()
+        self._kept = ReportedStep()
         self._begun = False
         self._called = self._was_called = False  # the model, in this step and in the last one
         self._reports = False  # steps end by themselves
@@ -208,7 +210,7 @@ class Supervisor:
     def events(self) -> list[Event]:
         """The run's divergences, those that were rolled back included, oldest first."""
         found = [] if self.monitor is None else self.monitor.detector.events
-        return sorted([*found, *self._saved], key=lambda event: event.onset)
+        return sorted([*found, *self._rolled_back.events], key=lambda event: event.onset)
 
     def begin(self) -> None:
         """Keep what the next step starts from; needed only where the model is not called, see the class."""
@@ -301,7 +303,7 @@ class Supervisor:
         """Return the state in plain numbers and words, for a trainer that saves model and optimizers itself."""
         return {
             "steps": self._steps,
-            "saved": _plain(self._saved),
+            "saved": self._rolled_back.state_dict()["events"],
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
             "recovery": None if self.recovery is None else self.recovery.state_dict(),
         }
@@ -309,7 +311,7 @@ class Supervisor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; model, optimizers and the rest are as they were when it was taken."""
         self._steps = int(state["steps"])
-        self._saved[:] = _events(state["saved"])
+        self._rolled_back.load_state_dict({"events": state["saved"]})
         if self.monitor is not None and state["monitor"] is not None:
             self.monitor.load_state_dict(state["monitor"])
             self._told = len(self.monitor.detector.events)
@@ -340,7 +342,7 @@ class Supervisor:
             self.recovery.close()
         full = self.monitor is not None and self.monitor.detector.verdict is Verdict.FULL
         if stopped and self._last_alarm is not None and not full:
-            self._saved.append(_event(self._last_alarm, Verdict.FULL, self._last_alarm.step))
+            self._rolled_back.add(self._last_alarm, Verdict.FULL, self._last_alarm.step)
         order = list(Verdict)
         self._verdict = max((event.verdict for event in self.events), key=order.index, default=Verdict.HEALTHY)
         return self._verdict
@@ -391,7 +393,7 @@ class Supervisor:
     def _end(
         self, note: Mapping[str, float | int | str] | None = None, shown: Mapping[str, Tensor] | None = None
     ) -> Action:
-        kept, self._kept = self._kept, _Kept()
+        kept, self._kept = self._kept, ReportedStep()
         self._with_ring(lambda ring: self._keep(ring, kept, note, kept.losses if shown is None else shown))
         alarm = None
         if self.monitor is not None:
@@ -433,7 +435,7 @@ class Supervisor:
         self._stepped.clear()
 
     def _keep(
-        self, ring: Ring, kept: "_Kept", note: Mapping[str, float | int | str] | None, shown: Mapping[str, Tensor]
+        self, ring: Ring, kept: ReportedStep, note: Mapping[str, float | int | str] | None, shown: Mapping[str, Tensor]
     ) -> None:
         """Give the ring its step."""
         if kept.batch is None and kept.rows is None:
@@ -469,7 +471,7 @@ class Supervisor:
         before()
         self._with_ring(lambda ring: ring.clear())
         if self._last_alarm is not None and self.recovery is not None:
-            self._saved.append(_event(self._last_alarm, Verdict.MICRO, self.recovery.steps - 1))
+            self._rolled_back.add(self._last_alarm, Verdict.MICRO, self.recovery.steps - 1)
 
     def _tell_events(self) -> None:
         """Write divergences into the journal once they are over."""
@@ -489,90 +491,6 @@ class Supervisor:
             failed = False
         if failed:
             self.ring = None
-
-
-@dataclass
-class _Kept:
-    """What has been told of the step that has not ended yet."""
-
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    labels: dict[str, Tensor] = field(default_factory=dict)
-    parts: list[tuple[Plain, Tensor | None]] = field(default_factory=list)  # of an accumulated batch: batch and rows
-    reported: bool = False
-    _told: set[str] = field(default_factory=set)  # tasks of the last part
-
-    def add(
-        self,
-        losses: Mapping[str, Tensor],
-        outputs: Mapping[str, Tensor] | None,
-        labels: Mapping[str, Tensor] | None,
-        batch: Plain,
-        rows: Tensor | None,
-    ) -> None:
-        """Take in what is told of one batch, of all tasks or of some."""
-        if not self.parts or self._told & losses.keys():
-            self.parts.append((None, None))
-            self._told = set()
-        self._told |= losses.keys()
-        for mine, theirs in ((self.losses, losses), (self.outputs, outputs), (self.labels, labels)):
-            mine |= {task: value.detach() for task, value in (theirs or {}).items()}
-        before = self.parts[-1]
-        self.parts[-1] = before[0] if batch is None else batch, before[1] if rows is None else rows
-
-    @property
-    def batch(self) -> Plain:
-        """The batch; all of them in a list, if it came in parts."""
-        batches = [batch for batch, _ in self.parts if batch is not None]
-        if not batches or len(batches) < len(self.parts):
-            return None
-        return batches[0] if len(batches) == 1 else batches
-
-    @property
-    def rows(self) -> Tensor | None:
-        """The row numbers, (rows,), of all parts."""
-        rows = [each for _, each in self.parts if each is not None]
-        return torch.cat(rows) if rows and len(rows) == len(self.parts) else None
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """Divergences that a roll-back must not take away."""
-
-    events: list[Event]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return them in plain numbers and words."""
-        return {"events": _plain(self.events)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; the list stays the same object."""
-        self.events[:] = _events(state["events"])
-
-
-def described(event: Event) -> dict[str, str | int | None]:
-    """Return a divergence as the journal has it."""
-    return {
-        "task": event.task,
-        "layer": event.layer,
-        "signal": event.signal,
-        "step": event.onset,
-        "end": event.end,
-        "verdict": event.verdict.value,
-        "reason": event.reason,
-    }
-
-
-def _event(alarm: Alarm, verdict: Verdict, end: int) -> Event:
-    return Event(alarm.task or "", alarm.step, verdict, alarm.reason, end, alarm.layer, alarm.signal)
-
-
-def _plain(events: Sequence[Event]) -> list[dict[str, Any]]:
-    return [{**asdict(event), "verdict": event.verdict.value} for event in events]
-
-
-def _events(plain: Sequence[Mapping[str, Any]]) -> list[Event]:
-    return [Event(**{**event, "verdict": Verdict(event["verdict"])}) for event in plain]
 
 
 def _with_forward(model: nn.Module) -> Iterator[nn.Module]:

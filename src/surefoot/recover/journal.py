@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from surefoot.detect.detector import Event
+
 _HELD_BACK = 1000  # lines that wait for room on the disk, at the most
 
 
@@ -92,3 +94,16 @@ def _end_of_lines(path: Path, size: int) -> int:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def described(event: Event) -> dict[str, str | int | None]:
+    """Return a divergence as the journal has it."""
+    return {
+        "task": event.task,
+        "layer": event.layer,
+        "signal": event.signal,
+        "step": event.onset,
+        "end": event.end,
+        "verdict": event.verdict.value,
+        "reason": event.reason,
+    }

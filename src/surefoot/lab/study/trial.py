@@ -43,10 +43,10 @@ from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.embedding_tables import split_parameters
 from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
-from surefoot.recover.journal import Journal
+from surefoot.recover.journal import Journal, described
 from surefoot.recover.journal import read as read_journal
 from surefoot.recover.recovery import Recovery
-from surefoot.supervisor import Supervisor, described
+from surefoot.supervisor import Supervisor
 
 _CONFIG, _JOURNAL, _WATCHED = "config.toml", "events.jsonl", "monitor"
 
