@@ -1,6 +1,8 @@
 # Everything runs in .venv, made on first use with the versions that constraints.txt pins.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# As many tests side by side as there are cores, a file's in one process: they share what they make.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-all test-clients check lint bench clean
@@ -10,11 +12,11 @@ demo: .venv/ready
 
 test: .venv/ready
 	@tests/browser/bring.sh
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-all: .venv/ready
 	@tests/browser/bring.sh
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 
 # trainers that nobody here wrote; without their packages `make test` leaves these tests out
 test-clients: .venv/clients-ready

@@ -1,6 +1,7 @@
 """Several ranks on this machine, over gloo: for tests of what ranks agree on."""
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -10,10 +11,14 @@ import torch
 import torch.distributed as dist
 
 
+multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed"])  # once for all ranks of all tests
+
+
 def run_ranks(run: Callable[[int, str], None], folder: Path, world: int = 2) -> None:
     """Call ``run(rank, folder)`` in a process for each rank; what a rank that died was doing is part of the error."""
     try:
-        torch.multiprocessing.spawn(_run, (run, str(folder), world), nprocs=world)  # pyright: ignore[reportPrivateImportUsage]
+        arguments = (run, str(folder), world)
+        torch.multiprocessing.start_processes(_run, arguments, nprocs=world, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
     except Exception as error:
         for trace in sorted(folder.glob("rank*.trace")):
             error.add_note(f"{trace.name}:\n{trace.read_text()}")

@@ -144,6 +144,28 @@ def test_optimizers_may_step_at_their_own_pace(one: str, other: str):
 
 
 @pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+def test_one_that_steps_again_looks_at_the_others_gradients_again():
+    params, (a, b) = pair(KINDS["SGD with momentum"], KINDS["native"])
+    surefoot.guard(a, b)
+    gradients_of(params)
+    assert moved(params, a.step) == [True, False]
+    params[1].grad = torch.full_like(params[1], math.nan)
+    assert moved(params, a.step) == [False, False]
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+def test_gradients_that_are_written_into_after_the_decision_are_looked_at_again():
+    params, (a, b) = pair(KINDS["SGD with momentum"], KINDS["native"])
+    guard = surefoot.guard(a, b)
+    gradients_of(params)
+    assert moved(params, a.step) == [True, False]
+    assert params[1].grad is not None
+    params[1].grad.fill_(math.inf)
+    assert moved(params, b.step) == [False, False]
+    assert guard.skipped_steps == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_the_first_may_zero_its_gradients_before_the_other_steps(set_to_none: bool):
     params, (a, b) = pair(KINDS["SGD with momentum"], KINDS["native"])

@@ -132,6 +132,14 @@ def test_schedulers_and_hooks_wrap_the_same_step_in_any_order() -> None:
             handle = surefoot.clip_updates(optimizer, surefoot.Clippy(0.0, 0.1))
 
 
+def test_with_the_last_part_goes_our_wrapper_and_no_other() -> None:
+    optimizer = torch.optim.SGD([Parameter(torch.ones(2))], lr=1.0)
+    LambdaLR(optimizer, lambda step: 1.0)
+    theirs = vars(optimizer)["step"]
+    surefoot.clip_updates(optimizer, surefoot.Clippy()).remove()
+    assert vars(optimizer)["step"] is theirs
+
+
 @over("copied", {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))})
 def test_a_copy_has_nothing_around_its_step(copied: Callable[[Any], Any]) -> None:
     optimizer = torch.optim.SGD([Parameter(torch.ones(2))], lr=1.0)
