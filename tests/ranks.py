@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-
 multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed"])  # once for all ranks of all tests
 
 

@@ -189,6 +189,45 @@ def test_own_tfrs_and_paper_defaults() -> None:
     assert ClippyAdagrad.tfrs(parameters()).param_groups[0]["lr"] == 1e-3
 
 
+# What is skipped, and where factors go
+
+
+@all_of("rule", RULES)
+def test_where_the_flag_is_not_read_a_skipped_step_moves_nothing(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: the step is taken, on gradients of 0."""
+    monkeypatch.setattr(nonfinite, "readable", lambda flag: False)
+    params = parameters() + parameters()  # enough to be gathered
+    optimizer = Adagrad(params, LR, rule=rule, weight_decay=0.1, fused=False)
+    good, bad = gradients(params, 2)
+    bad[1][0] = nan
+    step(optimizer, params, good)
+    before, totals = twins(params), [total.clone() for total in sums(optimizer, params)]
+    step(optimizer, params, bad)
+    assert_equal(params, before)
+    assert_equal(sums(optimizer, params), totals)
+    assert {optimizer.state[p]["step"].item() for p in params} == {1.0}
+    assert optimizer.skipped_steps == 1
+
+
+def test_a_bad_gradient_that_the_kernel_does_not_take_stops_those_that_it_takes() -> None:
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16))]
+    optimizer = ClippyAdagrad(params, LR)
+    with pytest.warns(RuntimeWarning, match="the step was skipped"):
+        step(optimizer, params, [torch.ones(3), torch.full((3,), nan, dtype=torch.bfloat16)])
+    assert all((p == 1).all() for p in params)
+
+
+def test_units_of_a_large_tensor_have_their_own_factors() -> None:
+    """Of 2^20 numbers, so that two of them fill what is looked at at once."""
+    rule = AdaptiveGradientClip(1e-3)
+    w, size = Parameter(torch.ones(3, 1 << 20)), torch.tensor([[1.0], [2.0], [4.0]])
+    optimizer = Adagrad([w], LR, rule=rule, initial_accumulator_value=1.0, fused=False)
+    step(optimizer, [w], [size.expand(w.shape)])
+    sigma = 1e-3 / size
+    torch.testing.assert_close(optimizer.clip_factors()[w][:, None], sigma)
+    torch.testing.assert_close(w.detach()[:, :1], 1 - LR * sigma * size / (1 + size.square()).sqrt())
+
+
 # The slow reference
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -637,39 +676,3 @@ def test_steps_that_grad_scaler_skips_are_its_own() -> None:
     scaler.step(optimizer)
     assert w.tolist() == [1.0, 1.0]
     assert optimizer.skipped_steps == 0
-
-
-@all_of("rule", RULES)
-def test_where_the_flag_is_not_read_a_skipped_step_moves_nothing(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an accelerator: the step is taken, on gradients of 0."""
-    monkeypatch.setattr(nonfinite, "readable", lambda flag: False)
-    params = parameters() + parameters()  # enough to be gathered
-    optimizer = Adagrad(params, LR, rule=rule, weight_decay=0.1, fused=False)
-    good, bad = gradients(params, 2)
-    bad[1][0] = nan
-    step(optimizer, params, good)
-    before, totals = twins(params), [total.clone() for total in sums(optimizer, params)]
-    step(optimizer, params, bad)
-    assert_equal(params, before)
-    assert_equal(sums(optimizer, params), totals)
-    assert {optimizer.state[p]["step"].item() for p in params} == {1.0}
-    assert optimizer.skipped_steps == 1
-
-
-def test_a_bad_gradient_that_the_kernel_does_not_take_stops_those_that_it_takes() -> None:
-    params = [Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16))]
-    optimizer = ClippyAdagrad(params, LR)
-    with pytest.warns(RuntimeWarning, match="the step was skipped"):
-        step(optimizer, params, [torch.ones(3), torch.full((3,), nan, dtype=torch.bfloat16)])
-    assert all((p == 1).all() for p in params)
-
-
-def test_units_of_a_large_tensor_have_their_own_factors() -> None:
-    """Of 2^20 numbers, so that two of them fill what is looked at at once."""
-    rule = AdaptiveGradientClip(1e-3)
-    w, size = Parameter(torch.ones(3, 1 << 20)), torch.tensor([[1.0], [2.0], [4.0]])
-    optimizer = Adagrad([w], LR, rule=rule, initial_accumulator_value=1.0, fused=False)
-    step(optimizer, [w], [size.expand(w.shape)])
-    sigma = 1e-3 / size
-    torch.testing.assert_close(optimizer.clip_factors()[w][:, None], sigma)
-    torch.testing.assert_close(w.detach()[:, :1], 1 - LR * sigma * size / (1 + size.square()).sqrt())
