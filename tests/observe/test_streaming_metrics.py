@@ -11,7 +11,17 @@ from properties import over
 from surefoot.lab import metrics
 from surefoot.lab.data.schema import Task
 from surefoot.lab.models.ranker import task_losses
-from surefoot.observe.streaming_metrics import ABSENT, Kinds, Window, auc, clean, constant_loss, label_moments, scores
+from surefoot.observe.streaming_metrics import (
+    ABSENT,
+    Kinds,
+    Window,
+    auc,
+    auc_error,
+    clean,
+    constant_loss,
+    label_moments,
+    scores,
+)
 from surefoot.tasks import TaskKind
 
 
@@ -126,3 +136,9 @@ def test_no_number_is_read() -> None:
         for _ in range(3):
             window.add(clean(torch.empty(2, 9), torch.empty(2, 9)))
             assert {value.shape for value in window.scores(kinds).values()} == {(2,)}
+
+
+def test_a_perfect_auc_over_few_rows_is_not_certain() -> None:
+    few = auc_error(torch.tensor([1.0, 0.0]), torch.tensor([2, 2]), torch.tensor([254, 254]))
+    assert few[0] == few[1]
+    assert few[0] > 0.1

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import surefoot
 from properties import all_of, over
+from surefoot.optim.nonfinite import not_finite
 
 Make = Callable[[list[Parameter]], Optimizer]
 KINDS: dict[str, Make] = {
@@ -216,6 +217,15 @@ def test_a_policy_that_raises_raises_under_a_guard(kind: str):
         with pytest.raises(FloatingPointError, match="is NaN or infinite"):
             raises.step()
         assert moved(params, quiet.step) == [False, False]
+
+
+@over("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_number_is_seen_in_a_gradient_of_any_kind(bad: float):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        good, spoilt = torch.ones(3, 2, dtype=dtype), torch.ones(3, 2, dtype=dtype)
+        spoilt[1, 1] = bad
+        several = [good, spoilt, good[:0], spoilt.to_sparse(1)]
+        assert [bool(flag) for flag in not_finite(several)] == [False, True, False, True]
 
 
 def test_the_gradients_are_not_kept():
