@@ -18,7 +18,7 @@ from surefoot.errors import InputError
 from surefoot.lab.data.schema import Batch
 from surefoot.lab.settings import dump
 from surefoot.lab.study import replay_tables
-from surefoot.lab.study.config import RuleConfig, RunConfig
+from surefoot.lab.study.config import RecoveryConfig, RuleConfig, RunConfig
 from surefoot.lab.study.replay import Examined, Recorded, examine, rebuild
 from surefoot.lab.study.trial import run_trial
 
@@ -66,7 +66,8 @@ def test_going_on_past_the_capsule_is_the_run_itself(tmp_path: Path):
 
 
 def test_what_recovery_did_is_done_again(tmp_path: Path):
-    capsule = capsule_of(TINY, tmp_path, alarm=12, slowed=range(5, 9))
+    config = TINY.model_copy(update={"recovery": RecoveryConfig()})
+    capsule = capsule_of(config, tmp_path, alarm=12, slowed=range(5, 9))
     built = rebuild(capsule)
     assert replay(capsule, built.training).difference is None
     plain = replace(rebuild(capsule).training, prepare=lambda record: None)

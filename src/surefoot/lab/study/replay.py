@@ -18,10 +18,10 @@ from surefoot.lab.data.schema import Batch
 from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.file_discovery import is_url
 from surefoot.lab.settings import parse
-from surefoot.lab.study.config import RULES, RuleConfig, RunConfig
+from surefoot.lab.study.config import RULES, RecoveryConfig, RuleConfig, RunConfig
 from surefoot.lab.study.trial import TrainingParts, assemble, load_log
 from surefoot.lab.training.loop import read, start_reading, take_step
-from surefoot.recover.lr_scale import LrScale
+from surefoot.recover.recorded_steps import under_recovery
 from surefoot.rules import Rule
 
 WHAT_IF: dict[str, Rule] = {name: kind() for name, kind in RULES.items() if name != "naive"}
@@ -189,7 +189,7 @@ def rebuild(
     if rule is not None:
         config = config.model_copy(update={"rule": _rule(rule)})
     parts = assemble(config, load_log(config.data))
-    return Rebuilt(config, parts.window, _training(parts, policy_to))
+    return Rebuilt(config, parts.window, _training(parts, config.recovery, policy_to))
 
 
 def config_of(capsule: Capsule, elsewhere: Elsewhere) -> RunConfig:
@@ -239,14 +239,9 @@ def _rule(name: str) -> RuleConfig:
         raise InputError(str(error).replace("--rule: rule.name", "--rule")) from None
 
 
-def _training(parts: TrainingParts, policy_to: float) -> Training:
-    schema, lr_scale = parts.window.log.schema, LrScale(parts.optimizers)
+def _training(parts: TrainingParts, recovery: RecoveryConfig | None, policy_to: float) -> Training:
+    schema = parts.window.log.schema
     tasks = schema.tasks
-
-    def prepare(record: StepRecord) -> None:
-        note = record.note if record.step <= policy_to else {}
-        lr_scale.factor = float(note.get("rate_factor", 1.0))
-        lr_scale.held = bool(note.get("held", 0))
 
     def step(batch: Any) -> dict[str, float]:
         batch = Batch(*batch)
@@ -256,13 +251,13 @@ def _training(parts: TrainingParts, policy_to: float) -> Training:
         relative = {f"{RELATIVE}{task.name}": values.get(("relative_loss", task.name), 0.0) for task in tasks}
         return dict(zip([task.name for task in tasks], losses.tolist(), strict=True)) | relative
 
-    return Training(
+    training = Training(
         parts.model,
         parts.optimizers,
         step,
         others=[parts.scheduler],
         fetch=parts.window.batch,
-        prepare=prepare,
         columns={"batch[1]": schema.dense, "batch[2]": tuple(f"label {task.name}" for task in schema.tasks)},
         layers=parts.layers,
     )
+    return training if recovery is None else under_recovery(training, skip=recovery.skip, up_to=policy_to)

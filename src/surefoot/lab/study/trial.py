@@ -41,7 +41,6 @@ from surefoot.lab.training.progress import Progress
 from surefoot.observe.monitor import Monitor
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.embedding_tables import split_parameters
-from surefoot.optim.guard import guard
 from surefoot.optim.nonfinite import NonFinite
 from surefoot.recover.journal import Journal, described
 from surefoot.recover.journal import read as read_journal
@@ -120,14 +119,12 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> TrainingParts:
     fit_label_units(model, log)
     model = model.to(device)
     parameters = split_parameters(model)
-    skip = config.recovery is not None and config.recovery.skip
     dense = Adagrad(
         parameters.dense.values(),
         config.rate,
         rule=config.rule.build(),
         initial_accumulator_value=training.initial_accumulator_value,
-        # a rule is judged by itself; where steps are to be skipped, two optimizers need the guard for that
-        nonfinite=NonFinite.SKIP_STEP if skip and not parameters.embedding else NonFinite.PROPAGATE,
+        nonfinite=NonFinite.PROPAGATE,  # a rule is judged by itself; a recovery skips steps of all optimizers
     )
     embedding = None
     if parameters.embedding:
@@ -136,8 +133,6 @@ def assemble(config: RunConfig, log: Log | PreparedLog) -> TrainingParts:
             training.embedding_rate,
             initial_accumulator_value=training.embedding_initial_accumulator_value,
         )
-        if skip:
-            guard(dense, embedding)
     window = MovingWindow(
         log,
         training.batch_size,
