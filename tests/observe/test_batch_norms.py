@@ -46,6 +46,17 @@ def test_averages_that_were_put_back_have_seen_no_batch():
     assert 0 < seen.shifts()[""] < 2
 
 
+def test_a_monitor_that_loads_a_state_begins_with_the_averages_as_they_are():
+    norm = warm(nn.BatchNorm1d(4))
+    monitor = surefoot.Monitor(norm, torch.optim.SGD(norm.parameters(), lr=0.1), sinks=[])
+    state = monitor.state_dict()
+    norm(1e6 * torch.randn(64, 4))  # as weights that are loaded have seen other batches
+    monitor.load_state_dict(state)
+    monitor.step({"task": torch.tensor(1.0)})
+    monitor.close()
+    assert not any(name.startswith("batch_shift") for name in monitor.values)
+
+
 def test_a_model_in_evaluation_or_without_averages_shows_nothing():
     assert not BatchNorms(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)))
     norm = warm(nn.BatchNorm1d(4)).eval()

@@ -564,6 +564,16 @@ def test_at_most_three_roll_backs_in_a_row_then_it_stops_and_every_checkpoint_st
     assert steps == sorted(steps)
 
 
+def test_roll_backs_do_not_count_anew_while_the_rate_is_lowered(folder: Path):
+    how = replace(AT_ONCE, hold=1, steps=200, at_most=1)
+    loop = Loop(folder, RecoveryPolicy(slow=None, confirm=10, roll_back=how))
+    loop.run(50)
+    assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.ROLLED_BACK
+    loop.run(60)
+    assert loop.recovery.rate_factor < 1.0
+    assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.STOP
+
+
 def test_roll_backs_count_anew_after_health(folder: Path):
     loop = Loop(folder, RecoveryPolicy(confirm=10, roll_back=replace(AT_ONCE, hold=1, steps=2, at_most=1)))
     for _ in range(3):

@@ -268,6 +268,14 @@ def test_ids_are_whole_numbers_or_text(ids: tuple[list[Any], Any, list[Any]]):
     assert rows["user"].dtype in (pl.Int64, pl.String)
 
 
+@over("kind", {"Float32": (pl.Float32, 24), "Float64": (pl.Float64, 53)})
+def test_an_id_is_no_larger_than_what_its_type_counts_one_by_one(kind: tuple[Any, int]):
+    of, digits = kind
+    rows, rejected = cells("user", [2.0**digits - 1, 2.0**digits, -(2.0**digits)], of)
+    assert rows["user"].to_list() == [2**digits - 1]
+    assert [row[1] for row in rejected.rows] == [2, 3]
+
+
 def test_several_ids_stand_in_a_cell():
     several = [{"name": "user", "separator": "::", "width": 2}]
     history = "::".join(f"u{i}" for i in range(2000))
