@@ -92,7 +92,7 @@ def test_study_then_report_again(tmp_path: Path):
     surefoot("report", tmp_path / "out")
     assert page.read_text() == first
     done = surefoot("compare", tmp_path / "out", tmp_path / "out", "--out", tmp_path / "both.html")
-    assert "What differs in the configuration: Nothing: the two configurations are the" in done.stdout
+    assert "Differences of the configurations: None: the two configurations are the" in done.stdout
     assert "cannot be" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
     assert (tmp_path / "both.html").exists()

@@ -80,7 +80,7 @@ def test_a_run_that_was_not_watched_leaves_a_sentence(study: Path, tmp_path: Pat
     for entry in read(copy).summary.close_ups:
         shutil.rmtree(copy / "trials" / entry.trial)
     assert all(close_up(read(copy), model) is None for model in read(copy).models)
-    assert "did not diverge, or its run was not watched" in page(copy)
+    assert "did not diverge, or its run was not monitored" in page(copy)
 
 
 def test_every_rule_that_was_asked_is_drawn_a_new_one_too(study: Path, tmp_path: Path) -> None:

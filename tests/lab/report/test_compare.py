@@ -65,13 +65,13 @@ def test_scores_of_runs_stand_side_by_side_with_their_difference(runs: dict[str,
     halves = [100 * (run.scores["auc_high/click"] - run.scores["auc_low/click"]) / 2 for run in (a, b)]
     half, mean = (halves[0] ** 2 + halves[1] ** 2) ** 0.5, 100 * (b.scores[key] - a.scores[key])
     assert lead.small.startswith(interval(mean - half, mean + half, 2))
-    assert ("cannot be told apart" in lead.small) == (mean - half <= 0 <= mean + half)
+    assert ("not significant" in lead.small) == (mean - half <= 0 <= mean + half)
     counted = {row[0].text: [cell.text for cell in row[1:]] for row in found.tables[1].rows}
     assert counted["verdict"] == ["diverged and recovered (micro)", "healthy"]
     assert counted["alarm"] == [str(len(a.of_kind("alarm"))), "0"]
     same = compare_runs(b, read_run(runs["unwatched"])).tables[2].rows  # watching changes nothing
     assert {row[-1].text.strip("0.") for row in same if len(row) > 1} == {""}
-    assert "cannot be told apart" in same[1][-1].small
+    assert "not significant" in same[1][-1].small
 
 
 def test_both_runs_are_on_every_figure_and_tasks_without_an_auc_are_not_offered(
@@ -95,9 +95,9 @@ def test_a_run_without_configuration_and_scores_can_be_compared_and_says_so(
 ) -> None:
     html = page(runs["own"], runs["own"], tmp_path / "out.html")
     for side in "AB":
-        assert f"{side} has no final scores: it has not ended, or its loop writes none." in html
-        assert f"{side} has no config.toml: what differs in the configuration is not known." in html
-    assert "Not known: a run without config.toml does not say how it was configured." in html
+        assert f"{side} has no final scores: the run has not ended, or its training loop writes none." in html
+        assert f"{side} has no config.toml: the differences of the configurations are not known." in html
+    assert "Not known: at least one run has no config.toml." in html
     assert "Neither of the two has final scores." in html
     assert set(figures_of(html)) == {"curves-0", "curves-1"}
 
@@ -109,7 +109,7 @@ def test_runs_of_other_tasks_and_days_say_so(runs: dict[str, Path], copied: Copi
     journal = folder / "events.jsonl"
     journal.write_text(journal.read_text().replace("day-04", "day-09"))
     found = compare_runs(read_run(runs["healthy"]), read_run(folder))
-    assert found.notices == ["A is scored on day-04 and B on day-09: their scores are of other rows."]
+    assert found.notices == ["A is scored on day-04 and B on day-09: their scores come from different rows."]
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_studies_are_compared_seed_by_seed(study: Path, other: Path) -> None:
 
 def test_a_study_and_itself_cannot_be_told_apart(study: Path, tmp_path: Path) -> None:
     html = page(study, study, tmp_path / "out.html")
-    assert "Nothing: the two configurations are the same." in html
-    assert "[0.00, 0.00], 2 seeds: cannot be told apart" in html
+    assert "None: the two configurations are the same." in html
+    assert "[0.00, 0.00], 2 seeds: not significant" in html
     figures = figures_of(html)
     assert set(figures) == {"curves-0", "curves-1"}
     traces = figures["curves-0"]["data"]
@@ -182,10 +182,10 @@ def test_studies_selected_otherwise_say_so(study: Path, changed: Change) -> None
     said = " ".join(found.notices)
     assert "A was selected by the AUC of click, B was selected by the AUC of like" in said
     assert "A is scored on day-04, B is scored on e" in said
-    assert "have no seed in common: no interval of a difference can be given." in said
+    assert "have no seed in common: their differences have no interval." in said
     assert found.tables[1].title == "Final scores: AUC of click and of like"
     leads = {row[-1].small for row in found.tables[1].rows if len(row) > 1 and row[-1].text}
-    assert leads == {"too few common seeds to know the interval"}
+    assert leads == {"too few common seeds for an interval"}
 
 
 def test_a_method_that_only_one_study_has(study: Path, changed: Change) -> None:

@@ -101,11 +101,11 @@ def test_the_model_that_shows_most_comes_first_and_gets_its_own_numbers() -> Non
     large, small = conclusions(results)
     assert (large.model, small.model) == ("large", "small")
     assert large.headline == (
-        "On large, naive Adagrad diverges from 1x on (3 of 5 runs); Clippy, untuned, holds at every rate up to 16x "
-        "(none of 5 runs diverged). Best on day-07: Clippy at 1x, AUC 91.15 ± 0.21; next, naive at 1x has "
-        "90.10 ± 0.14, 1.05 less (95 % interval 0.41 to 1.69 over 2 seeds)."
+        "On large, naive Adagrad diverges at 1x and above (3 of 5 runs); Clippy, untuned, trains well at every rate "
+        "up to 16x (none of 5 runs diverged). Best on day-07: Clippy at 1x, AUC 91.15 ± 0.21; next, naive at 1x: "
+        "90.10 ± 0.14, 1.05 lower (95 % interval 0.41 to 1.69 over 2 seeds)."
     )
-    assert small.headline.startswith("On small, naive Adagrad diverges from 4x on (2 of 2 runs);")
+    assert small.headline.startswith("On small, naive Adagrad diverges at 4x and above (2 of 2 runs);")
 
 
 def test_a_rule_other_than_clippy_may_win() -> None:
@@ -116,11 +116,11 @@ def test_a_rule_other_than_clippy_may_win() -> None:
         floors=(0.97, 0.972),
     )
     (found,) = conclusions(results)
-    assert "naive Adagrad loses over 2 points of AUC from 4x on (1 of 2 runs diverged);" in found.headline
-    assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x has 91.10" in found.headline
+    assert "naive Adagrad loses more than 2 points of AUC at 4x and above (1 of 2 runs diverged);" in found.headline
+    assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x: 91.10" in found.headline
     assert found.headline.endswith("No method beats the linear floor (97.10 ± 0.14).")
-    assert "GC is ahead of all others: no 95 % interval of a difference reaches 0." in found.details
-    assert "GC with threshold 0.1 holds at every rate up to 16x (none of 5 runs diverged)." in found.details
+    assert "GC is significantly better than all others: no 95 % interval of a difference includes 0." in found.details
+    assert "GC with threshold 0.1 trains well at every rate up to 16x (none of 5 runs diverged)." in found.details
 
 
 def test_every_clippy_of_a_study_is_in_the_headline_and_the_better_one_compared() -> None:
@@ -131,16 +131,18 @@ def test_every_clippy_of_a_study_is_in_the_headline_and_the_better_one_compared(
         (GC, "small", (0.9, 0.9, 0.9), (0.96, 0.962)),
     )
     headline = conclusions(results)[0].headline
-    assert "Clippy from 0.1, untuned, diverges at 16x (1 of 1 run); Clippy, untuned, holds at every rate" in headline
-    assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x has 92.10" in headline
+    assert (
+        "Clippy from 0.1, untuned, diverges at 16x (1 of 1 run); Clippy, untuned, trains well at every rate" in headline
+    )
+    assert "Best on day-07: GC at 1x, threshold 0.1, AUC 96.10 ± 0.14; Clippy at 1x: 92.10" in headline
 
 
 @pytest.mark.parametrize(
     ("warmed", "said"),
     [
-        ((0.9, (0.9, 0.9), 30), "cures it at 4x (none of 2 runs diverged) and itself falls off at 16x."),
-        ((0.9, 0.85, 30), "does not cure it at 4x (none of 1 run diverged)."),
-        ((0.9, (0.9, 30, 0.9), 30), "does not cure it at 4x (1 of 3 runs diverged)."),
+        ((0.9, (0.9, 0.9), 30), "prevents this at 4x (none of 2 runs diverged) but falls off at 16x."),
+        ((0.9, 0.85, 30), "does not prevent this at 4x (none of 1 run diverged)."),
+        ((0.9, (0.9, 30, 0.9), 30), "does not prevent this at 4x (1 of 3 runs diverged)."),
     ],
 )
 def test_warm_up_cures_where_the_plain_optimizer_fell_or_it_does_not(warmed: tuple[Any, ...], said: str) -> None:
@@ -148,7 +150,7 @@ def test_warm_up_cures_where_the_plain_optimizer_fell_or_it_does_not(warmed: tup
     (found,) = conclusions(study(*runs))
     assert found.details[0] == (
         "Naive Adagrad diverges in its first steps (at steps 2 to 3 of 100) at 4x, "
-        "after a healthy stretch (at step 40 of 100) at 16x."
+        "after a healthy start (at step 40 of 100) at 16x."
     )
     assert found.details[1] == f"A warm-up of 60 steps (naive + warm-up) {said}"
 
@@ -160,13 +162,13 @@ class TestHeadlinesThatTheTableWouldContradict:
         results = study((CLIPPY, "small", (7, 0.9, 0.9), (0.9, 0.9)))
         assert "holds" not in conclusions(results)[0].headline
         assert (
-            "Clippy, untuned, diverges at 1x (1 of 3 runs), yet not at 4x and 16x." in conclusions(results)[0].headline
+            "Clippy, untuned, diverges at 1x (1 of 3 runs), but not at 4x and 16x." in conclusions(results)[0].headline
         )
 
     def test_nothing_holds_whose_final_run_diverged(self) -> None:
         results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.9, 0.9, 7)))
         assert (
-            "Clippy, untuned, diverges at 1x (1 of 4 runs), yet not at 4x and 16x." in conclusions(results)[0].headline
+            "Clippy, untuned, diverges at 1x (1 of 4 runs), but not at 4x and 16x." in conclusions(results)[0].headline
         )
 
     def test_the_best_is_not_crowned_on_its_survivors(self) -> None:
@@ -176,8 +178,8 @@ class TestHeadlinesThatTheTableWouldContradict:
         )
         assert [entry.who for entry in entries(results, "small")] == ["Clippy", "GC"]
         headline = conclusions(results)[0].headline
-        assert "Best on day-07: Clippy at 1x, AUC 91.10 ± 0.14; next, GC at 1x, threshold 0.1 has" in headline
-        assert "99.00 (1 of 2 seeds diverged), and more of its seeds diverged." in headline
+        assert "Best on day-07: Clippy at 1x, AUC 91.10 ± 0.14; next, GC at 1x, threshold 0.1:" in headline
+        assert "99.00 (1 of 2 seeds diverged), with more diverged seeds." in headline
         (group,) = main_table(results)
         assert {line.method: line.tag for line in group.lines} == {"GC": "", "Clippy": "best"}
         (tasks,) = task_tables(results)
@@ -191,19 +193,20 @@ class TestHeadlinesThatTheTableWouldContradict:
     def test_only_is_not_said_of_a_rate_above_which_it_holds(self) -> None:
         results = study((NAIVE, "small", (7, 7, 7), (7, 8)), (CLIPPY, "small", (0.9, (0.9, 7, 0.9), 0.9), (0.9, 0.9)))
         headline = conclusions(results)[0].headline
-        assert "naive Adagrad diverges from 1x on (5 of 5 runs); " in headline
-        assert "Clippy, untuned, diverges at 4x (1 of 3 runs), yet not at 16x." in headline
+        assert "naive Adagrad diverges at 1x and above (5 of 5 runs); " in headline
+        assert "Clippy, untuned, diverges at 4x (1 of 3 runs), but not at 16x." in headline
         assert "only" not in headline
 
     def test_a_floor_worse_than_a_constant_makes_nothing_good(self) -> None:
         results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.6, 0.6), (1.2, 1.2)), floors=(0.45, 0.46), judged=True)
-        assert "above the linear floor (45.50 ± 0.71); the floor itself is no better than a constant." in str(
-            conclusions(results)[0].details
+        assert (
+            "above the linear floor (45.50 ± 0.71); the floor itself is no better than a constant prediction."
+            in str(conclusions(results)[0].details)
         )
         (table,) = task_tables(results)
         cell = dict(table.rows)["best against the floor"][0]
         assert cell.tone == ""
-        assert cell.small == "the floor is no better than a constant: this says nothing"
+        assert cell.small == "the floor is no better than a constant prediction"
 
     def test_a_method_worse_than_a_constant_is_not_good_either(self) -> None:
         results = study((CLIPPY, "small", (0.9, 0.9, 0.9), (0.4, 0.4)), floors=(0.3, 0.3))
@@ -230,7 +233,7 @@ def test_without_a_plain_optimizer_and_without_clippy_the_best_is_still_named() 
     assert found.headline.startswith("Best on day-07: AGC at 1x")
     assert [entry.who for entry in entries(results, "small")] == ["AGC", "GC"]
     assert searching(results)[1] == (
-        "The best setting of AGC lies at the edge of what was tried: a wider search may still find better."
+        "The best setting of AGC lies at the edge of the search: a wider search may find a better one."
     )
 
 
@@ -253,7 +256,7 @@ class TestNotices:
         (said,) = notices(study(runs, judged=True))
         assert said == (
             "On small, no method predicts time on day-07 better than a constant does (best RMSE 1.65, constant 1.5): "
-            "nothing was learnt of it, and its scores compare nothing."
+            "no model learnt anything about it, and its scores say nothing about the methods."
         )
         assert notices(study(runs)) == []  # a task that is not judged
 
@@ -267,15 +270,16 @@ class TestNotices:
         days, steps, search, finals = notices(results)
         assert days == "Only the last 3 of the log's 186 days were used (data.days)."
         assert steps.startswith("A final run has 35 steps, fewer than 100: too few to conclude")
-        assert search.startswith("Settings were chosen, and rates judged, by one seed each")
-        assert finals == "Final scores are of 1 seed: too few to tell methods apart."
+        assert search.startswith("Each setting was chosen, and each rate judged, with one seed")
+        assert finals == "Final scores come from 1 seed: too few to compare methods."
 
     def test_an_interval_wider_than_all_differences(self) -> None:
         results = study(self.RUNS, (CLIPPY, "small", (0.9, 0.9, 0.9), (0.91, 0.92, 0.93)))
         for trial in results.rows:
             trial.result.update({"auc_low/click": 0.85, "auc_high/click": 0.95})
         (said,) = notices(results)
-        assert "the methods lie within 1.00 points of AUC on day-07, whose rows give an AUC only to ± 5.00" in said
+        assert "all methods are within 1.00 points of AUC on day-07. That day has too few rows" in said
+        assert "to measure an AUC better than ± 5.00" in said
         for trial in results.rows:
             trial.result.update({"auc_low/click": 0.899, "auc_high/click": 0.901})
         assert notices(results) == []

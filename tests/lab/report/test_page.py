@@ -50,7 +50,16 @@ def test_the_page_says_what_was_found(study: Path) -> None:
     for line in results.table():
         assert line.auc is not None
         assert line.auc.text(2, 100) in html
-    for word in ("naive", "GC", "Clippy", "linear floor", "small", "large", "not judged", "nothing was chosen by it"):
+    for word in (
+        "naive",
+        "GC",
+        "Clippy",
+        "linear floor",
+        "small",
+        "large",
+        "not judged",
+        "No choice was based on this figure",
+    ):
         assert word in html
     assert "rows_per_day = 256" in html
 
@@ -239,13 +248,13 @@ def test_a_method_that_diverged_everywhere(changed: Change) -> None:
     broken = pl.when(pl.col("method") == "Clippy").then(pl.lit("full")).otherwise(pl.col("verdict"))
     html = page(changed(lost, lambda frame: frame.with_columns(broken.alias("verdict"))))
     assert "Clippy, untuned, diverges" in html
-    assert "No final run of Clippy survived to be scored on day-04." in html
+    assert "All final runs of Clippy diverged: no score on day-04." in html
     assert '<td data-label="click, AUC %"><span>diverged</span></td>' in html
 
 
 def test_everything_diverged(changed: Change) -> None:
     html = page(changed(rows=lambda frame: frame.with_columns(pl.lit("full").alias("verdict"))))
-    assert "No method is left to score on day-04: all final runs diverged." in html
+    assert "No method has a score on day-04: all final runs diverged." in html
 
 
 def test_a_score_that_is_undefined(changed: Change) -> None:
@@ -265,9 +274,9 @@ def test_a_single_seed(changed: Change) -> None:
         document["seeds"] = [1]
 
     html = page(changed(single, lambda frame: frame.filter(pl.col("seed") != 2)))
-    assert "from too few seeds to know their spread" in html
+    assert "with too few seeds to know whether that is significant" in html
     assert "over 1 seed." in html
-    assert "Final scores are of 1 seed: too few to tell methods apart." in html
+    assert "Final scores come from 1 seed: too few to compare methods." in html
 
 
 def test_trials_that_were_cleared_away(changed: Change) -> None:
@@ -327,9 +336,9 @@ def changed_back(folder: Path) -> Path:
 def test_names_of_levels_stand_beside_the_curves_and_omitted_layers_are_told(study: Path) -> None:
     html = page(study)
     drawn = figures_of(html)
-    for name, level in (("rate-0", "linear floor"), ("steps-0", "a constant's loss")):
+    for name, level in (("rate-0", "linear floor"), ("steps-0", "loss of a constant prediction")):
         layout = drawn[name]["layout"]
         assert "annotations" not in layout
         assert (layout["legend"]["y"], layout["legend"]["yanchor"]) == (1, "bottom")  # above the figure
         assert [t["name"] for t in drawn[name]["data"] if t.get("showlegend", True)] == [level]
-    assert "the map beneath has all" in html
+    assert "The heat map shows all layers" in html

@@ -69,7 +69,7 @@ def test_the_marks_stand_at_the_steps_of_the_events(runs: dict[str, Path]) -> No
     named = {trace["name"]: set(trace["y"]) for trace in traces if trace.get("yaxis") == "y3"}
     assert named == {name: {name} for name in marks}
     assert marks["rolled back"] == [event.step for event in run.of_kind("rolled_back")]
-    assert {t["name"] for t in traces if t.get("yaxis", "y") == "y"} == {*run.tasks, "a constant's loss"}
+    assert {t["name"] for t in traces if t.get("yaxis", "y") == "y"} == {*run.tasks, "loss of a constant prediction"}
 
 
 def test_events_are_told_by_their_steps_whatever_their_order_in_the_journal(copied: Copied) -> None:
@@ -115,7 +115,9 @@ def test_a_spike_of_one_step_is_seen_in_a_long_run(tmp_path: Path) -> None:
     assert max(largest["y"]) == 1e6
     assert largest["x"][largest["y"].index(1e6)] <= spike < largest["x"][largest["y"].index(1e6) + 1]
     assert len(largest["x"]) <= 300
-    assert "Losses are smoothed over 100 steps; the thin lines are the largest of so many." in page(tmp_path)
+    assert "Losses are smoothed over 100 steps; a thin line shows the largest loss in each stretch of steps." in page(
+        tmp_path
+    )
 
 
 def test_a_healthy_run(runs: dict[str, Path]) -> None:
@@ -141,19 +143,19 @@ def test_the_scores_are_those_of_the_days(runs: dict[str, Path]) -> None:
 def test_a_run_without_a_monitor_says_what_it_has_not(runs: dict[str, Path]) -> None:
     html = page(runs["unwatched"])
     assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0"}  # layers: their clipping factors
-    assert "ratio is not written in this folder: the run was not watched by a monitor." in html
+    assert "ratio: the run had no monitor." in html
 
 
 def test_a_loop_of_ones_own_has_its_own_layers_and_no_result(runs: dict[str, Path]) -> None:
     run = read_run(runs["own"])
     assert not (runs["own"] / "config.toml").exists()
-    assert conclusion(run).startswith("This folder does not say how the run ended")
+    assert conclusion(run).startswith("This folder does not record how the run ended")
     assert list(layer_names(run).values()) == ["0", "2"]  # as a Sequential calls them
     (alarm, *_) = [line for line in happenings(run) if line.what.text == "alarm"]
     assert alarm.step == str(BAD_STEP)
     html = page(runs["own"])
-    assert "no config.toml in this folder: the run was made by a loop of its own" in html
-    assert "AUC of the last rows, as the monitor saw them." in html
+    assert "no config.toml in this folder: the run does not come from" in html
+    assert "AUC of the last training rows, measured by the monitor." in html
     assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0", "ratios-0"}
 
 
@@ -164,7 +166,7 @@ def test_a_supervised_loop_has_its_capsules_too(runs: dict[str, Path]) -> None:
     assert alarm.capsule is not None
     assert alarm.capsule.first <= BAD_STEP <= alarm.capsule.last
     html = page(runs["supervised"])
-    assert "of a loop of your own, which has no configuration, to see what was recorded:" in html
+    assert "To see what was recorded (this run has no configuration, so its steps cannot be run again):" in html
     assert set(figures_of(html)) == {"losses-0", "scores-0", "layers-0", "ratios-0"}
 
 
@@ -215,18 +217,18 @@ def test_a_run_that_goes_on_is_read_from_its_parts(copied: Copied) -> None:
     assert run.steps["step"].to_list() == rows["step"].head(15).to_list()
     assert [event.kind for event in run.events] == ["alarm"]  # the last line was cut off by a kill
     assert conclusion(run) == (
-        f"Not finished: the run goes on, or was interrupted. The newest step that is known of is {rows['step'][14]}. "
+        f"Not finished: the run is still going, or was interrupted. The last recorded step is {rows['step'][14]}. "
         "There was 1 alarm."
     )
-    assert "The run is not finished: what follows is what it has written so far." in page(folder)
+    assert "The run is not finished: this page shows what it has written so far." in page(folder)
 
 
 @pytest.mark.parametrize("left", ["events.jsonl", "metrics.parquet"])
 def test_one_file_alone_is_enough(runs: dict[str, Path], tmp_path: Path, left: str) -> None:
     (tmp_path / left).write_bytes((runs["own"] / left).read_bytes())
     html = page(tmp_path)
-    assert ("No loss of any step is written in this folder." in html) == (left == "events.jsonl")
-    assert ("Nothing is written of an alarm or an action" in html) == (left == "metrics.parquet")
+    assert ("This folder holds no losses." in html) == (left == "events.jsonl")
+    assert ("No alarm and no action is recorded" in html) == (left == "metrics.parquet")
 
 
 def test_no_row_no_day_and_details_of_any_kind_break_nothing(tmp_path: Path) -> None:
@@ -237,9 +239,9 @@ def test_no_row_no_day_and_details_of_any_kind_break_nothing(tmp_path: Path) -> 
     lines.append({"event": "finished", "verdict": "healthy", "steps": 2, "auc/a": 0.5, "rmse/b": None})
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = page(tmp_path)
-    assert "steps at half of their size" in html
+    assert "learning rate times half" in html
     assert "<h3>Final scores</h3>" in html
-    assert "No loss of any step is written in this folder." in html
+    assert "This folder holds no losses." in html
 
 
 def test_a_long_journal_is_cut_and_says_so(copied: Copied) -> None:

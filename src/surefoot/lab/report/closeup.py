@@ -1,4 +1,4 @@
-"""The steps around the one at which the plain optimizer diverged: the paper's fig. 4, for every layer."""
+"""Figures of the steps around a divergence of the optimizer without clipping: the paper's fig. 4, for every layer."""
 
 from dataclasses import dataclass
 from itertools import cycle
@@ -12,7 +12,7 @@ from surefoot.lab.report.folder import Results
 from surefoot.lab.results import Method, Row
 
 _BEFORE, _AFTER = 12, 24  # steps shown around the onset
-_MEASURES = (  # of a layer, as the figure calls them, with their colours
+_MEASURES = (  # measures of a layer: name in the figure, colour
     ("gradient norm", "#0072b2"),
     ("gradient norm / weight norm", "#009e73"),
     ("Clippy's ratio", "#d55e00"),
@@ -21,14 +21,14 @@ _MEASURES = (  # of a layer, as the figure calls them, with their colours
 
 @dataclass(frozen=True)
 class CloseUp:
-    """A run that was watched at every step.
+    """A run that a monitor measured at every step.
 
     Args:
         trial: its folder's name.
         who: method and rate in words.
-        onset: the step at which it diverged.
-        rows: a row for each step around that.
-        layers: what to call the layers that were watched, by name, in the model's order.
+        onset: the step at which the divergence began.
+        rows: a row for each step around the onset.
+        layers: label of each monitored layer, by the layer's name, in the model's order.
     """
 
     trial: str
@@ -39,14 +39,14 @@ class CloseUp:
 
     @property
     def began(self) -> str:
-        """The layer whose ratio was the largest at the onset or the step before."""
+        """The name of the layer with the largest ratio at the onset or one step before."""
         near = self.rows.filter(pl.col("step").is_between(self.onset - 1, self.onset))
         ratios = {name: near[f"clip_ratio/{name}"].max() for name in self.layers}
         return max(ratios, key=lambda name: _positive(ratios[name]) or 0.0)
 
 
 def close_up(results: Results, model: str) -> CloseUp | None:
-    """Return the close-up of a model's run; None if there is none, or if its folder holds no values."""
+    """Return the close-up of a model; None if the study has none, or if its folder holds no values."""
     found = next((entry for entry in results.summary.close_ups if entry.model == model), None)
     table = None if found is None else results.watched(found.trial)
     if found is None or table is None:
@@ -60,7 +60,7 @@ def close_up(results: Results, model: str) -> CloseUp | None:
 
 
 def around(results: Results, seen: CloseUp) -> go.Figure:
-    """Draw the loss, three measures of a layer and the factor that each rule would have given it; layers to choose."""
+    """Draw the loss, three measures of a layer and the factor of each rule; a button selects the layer."""
     task = results.summary.select_by
     traces = [
         _line(seen, f"relative_loss/{task}", f"relative loss of {task}", style.INK, "y"),
@@ -81,18 +81,18 @@ def around(results: Results, seen: CloseUp) -> go.Figure:
             xaxis=style.axis("step", anchor="y3"),
             yaxis=style.axis("relative loss", type="log", domain=[0.76, 1], nticks=4, tickformat=".3~g"),
             yaxis2=style.axis("measures of the layer", domain=[0.39, 0.71], **powers),
-            yaxis3=style.axis("factor it would give", domain=[0, 0.34], **powers),
+            yaxis3=style.axis("factor of each rule", domain=[0, 0.34], **powers),
         ),
     )
 
 
 def ratio_map(seen: CloseUp) -> go.Figure:
-    """Draw Clippy's ratio of every layer at every step around the onset: 1 is where Clippy starts to clip."""
+    """Draw Clippy's ratio of every layer at every step around the onset, as a heat map; Clippy clips above 1."""
     return ratios(seen.rows, seen.layers)
 
 
 def ratios(rows: pl.DataFrame, called: dict[str, str]) -> go.Figure:
-    """Draw Clippy's ratio of layers over steps, as a map."""
+    """Draw Clippy's ratio of layers over steps, as a heat map."""
     names = list(called)[::-1]
     ratios = [[_positive(value) for value in rows[f"clip_ratio/{name}"]] for name in names]
     heat = go.Heatmap(
@@ -118,7 +118,7 @@ def ratios(rows: pl.DataFrame, called: dict[str, str]) -> go.Figure:
 
 
 def timeline(results: Results, model: str) -> go.Figure | None:
-    """Draw when each run over the rates diverged, in any task, and whether it recovered: a line for each run."""
+    """Draw one line for each run in which a task diverged: from where to where, and whether it recovered."""
     looks = style.line_styles(results.methods)
     rows: list[tuple[Method, Row, list[dict[str, Any]]]] = []
     for method in results.methods:
@@ -169,7 +169,7 @@ def _measures(seen: CloseUp, layer: str) -> list[go.Scatter | None]:
 
 
 def _what_if(results: Results, seen: CloseUp, layer: str) -> list[go.Scatter | None]:
-    """Return a trace for each rule that was asked about the layer: those of the study under their methods' names."""
+    """Return a trace for each rule whose factor the monitor computed; a rule of the study has its method's name."""
     looks = style.line_styles(results.methods)
     used = {look.color for look in looks.values()}
     names = {label: name for name, label in results.summary.rules.items()}
@@ -217,5 +217,5 @@ def _line(
 
 
 def _positive(value: Any) -> float | None:
-    """Return a number that a logarithmic axis can show."""
+    """Return the value if a logarithmic axis can show it; None otherwise."""
     return float(value) if value is not None and value == value and 0 < value < float("inf") else None

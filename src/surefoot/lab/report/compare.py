@@ -1,4 +1,4 @@
-"""Two runs, or two studies, side by side: what differs in their configurations, and in what came of them."""
+"""Compares two runs or two studies: the differences of their configurations and of their results."""
 
 import math
 import tomllib
@@ -22,23 +22,23 @@ _ABSENT = "not set"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the comparison; a row of one cell is the head of those beneath it."""
+    """A table of the comparison; a row with one cell is the heading of the rows below."""
 
     title: str
     heads: tuple[str, ...]
     rows: list[list[Cell]]
     note: str = ""
-    empty: str = ""  # what to say where there is no row
-    page_only: tuple[int, ...] = ()  # columns for which a terminal has no room
+    empty: str = ""  # the text if there is no row
+    page_only: tuple[int, ...] = ()  # columns left out on a terminal
 
     def narrow(self, cells: Sequence[T]) -> list[T]:
-        """Return those cells of a row, or of the heads, that a terminal has room for."""
+        """Return the cells of a row, or the heads, without the columns that are left out on a terminal."""
         return [cell for number, cell in enumerate(cells) if number not in self.page_only]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two."""
+    """One of the two runs or studies."""
 
     letter: str
     folder: Path
@@ -48,7 +48,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a comparison says in words; its figures are drawn from the two."""
+    """The text and the tables of a comparison."""
 
     kind: str  # "runs" or "studies"
     sides: tuple[Side, Side]
@@ -73,7 +73,7 @@ def read_pair(one: Path, other: Path) -> Pair:
         return read_run(one), read_run(other)
     if any(runs):
         run, study = (one, other) if runs[0] else (other, one)
-        read(study)  # which says so if it is none
+        read(study)  # raises an error of its own if this is not a study
         raise InputError(f"{run} is a run and {study} is a study; expected two runs or two studies")
     return read(one), read(other)
 
@@ -84,12 +84,12 @@ def compare_runs(a: RunFolder, b: RunFolder) -> Comparison:
     notices = []
     days = [run.scored_day for run in (a, b)]
     if None not in days and days[0] != days[1]:
-        notices.append(f"A is scored on {days[0]} and B on {days[1]}: their scores are of other rows.")
+        notices.append(f"A is scored on {days[0]} and B on {days[1]}: their scores come from different rows.")
     for side, run in zip("AB", (a, b), strict=True):
         if not run.scores:
-            notices.append(f"{side} has no final scores: it has not ended, or its loop writes none.")
+            notices.append(f"{side} has no final scores: the run has not ended, or its training loop writes none.")
         if run.toml is None:
-            notices.append(f"{side} has no config.toml: what differs in the configuration is not known.")
+            notices.append(f"{side} has no config.toml: the differences of the configurations are not known.")
     return Comparison("runs", sides, notices, [_configuration(a.toml, b.toml), _ends(a, b), _run_scores(a, b)])
 
 
@@ -103,9 +103,9 @@ def compare_studies(a: Results, b: Results) -> Comparison:
         ("was run on", a.summary.data, b.summary.data),
     ):
         if of_a != of_b:
-            notices.append(f"A {called} {of_a}, B {called} {of_b}: scores of the two are not of the same thing.")
+            notices.append(f"A {called} {of_a}, B {called} {of_b}: their scores do not measure the same.")
     if set(a.summary.seeds).isdisjoint(b.summary.seeds):
-        notices.append("The final runs of A and B have no seed in common: no interval of a difference can be given.")
+        notices.append("The final runs of A and B have no seed in common: their differences have no interval.")
     tables = [_configuration(a.summary.config, b.summary.config), _study_scores(a, b)]
     return Comparison("studies", sides, notices, tables)
 
@@ -121,7 +121,7 @@ def _study_side(letter: str, study: Results) -> Side:
 
 
 def differences(one: str | None, other: str | None) -> list[tuple[str, str, str]]:
-    """Return the keys in which two configurations differ, with what each has.
+    """Return the keys in which two configurations differ, with both values.
 
     >>> differences("rate = 0.1\\n[rule]\\nname = 'gc'", "rate = 0.1\\n[rule]\\nname = 'agc'\\nthreshold = 0.1")
     [('rule.name', 'gc', 'agc'), ('rule.threshold', 'not set', '0.1')]
@@ -132,7 +132,7 @@ def differences(one: str | None, other: str | None) -> list[tuple[str, str, str]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Return what a table holds as one level of names; entries of a list of tables go by their own names."""
+    """Flatten a table to dotted names; an entry of a list of tables goes by its ``name``."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = {str(item.get("name", number)): item for number, item in enumerate(value)}
     if not isinstance(value, dict):
@@ -144,11 +144,11 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _configuration(one: str | None, other: str | None) -> Table:
-    title, heads = "What differs in the configuration", ("key", "A", "B")
+    title, heads = "Differences of the configurations", ("key", "A", "B")
     if one is None or other is None:
-        return Table(title, heads, [], empty="Not known: a run without config.toml does not say how it was configured.")
+        return Table(title, heads, [], empty="Not known: at least one run has no config.toml.")
     rows = [[Cell(text) for text in line] for line in differences(one, other)]
-    return Table(title, heads, rows, empty="Nothing: the two configurations are the same.")
+    return Table(title, heads, rows, empty="None: the two configurations are the same.")
 
 
 def _ends(a: RunFolder, b: RunFolder) -> Table:
@@ -167,7 +167,7 @@ def _ends(a: RunFolder, b: RunFolder) -> Table:
         if any(counts):
             rows.append(row(called, *counts))
     rows.append(row("capsules", len(a.capsules), len(b.capsules)))
-    return Table("What happened", ("", "A", "B"), rows, note="Numbers beside an event count how often it happened.")
+    return Table("What happened", ("", "A", "B"), rows, note="The number of an event is how often it happened.")
 
 
 def _run_scores(a: RunFolder, b: RunFolder) -> Table:
@@ -183,9 +183,9 @@ def _run_scores(a: RunFolder, b: RunFolder) -> Table:
         "Final scores",
         ("metric", "A", "B", f"B {MINUS} A"),
         rows,
-        note="In brackets: 95 % intervals of the AUC by the day's rows. That of a difference takes the two as "
-        "independent: of two runs scored on the same rows it is too wide rather than too narrow. What another seed "
-        "would change is not in any of them.",
+        note="In brackets: 95 % intervals of the AUC for the number of rows of the day. The interval of a difference "
+        "assumes that the two runs are independent; for two runs scored on the same rows, it is too wide rather than "
+        "too narrow. No interval includes the variation between seeds.",
         empty="Neither of the two has final scores.",
     )
 
@@ -202,7 +202,7 @@ def _run_difference(a: RunFolder, b: RunFolder, metric: str, task: str) -> Cell:
         return Cell(text)
     half = math.hypot(*(half or 0.0 for half in halves))
     said = interval(scale * (lead - half), scale * (lead + half), digits)
-    return Cell(text, said if abs(lead) > half else f"{said}: cannot be told apart")
+    return Cell(text, said if abs(lead) > half else f"{said}: not significant")
 
 
 def _half(run: RunFolder, metric: str, task: str) -> float | None:
@@ -226,8 +226,8 @@ def _study_scores(a: Results, b: Results) -> Table:
         f"Final scores: AUC of {' and of '.join(tasks)}",
         ("method", *columns, f"B {MINUS} A, AUC %"),
         rows,
-        note="Mean ± standard deviation over the seeds, on the last day. The difference is taken seed by seed, over "
-        "the seeds that diverged in neither; in brackets its 95 % interval (Student's t).",
+        note="Mean ± standard deviation over the seeds, on the last day. The difference is the mean over the seeds "
+        "that are in both studies and diverged in neither; in brackets, its 95 % interval (Student's t).",
         page_only=(1, 4),
     )
 
@@ -243,18 +243,18 @@ def _line_cells(line: Line | None) -> list[Cell]:
 
 
 def _lead(a: Line | None, b: Line | None) -> Cell:
-    """Return how much the score of a method is above the other study's, seed by seed."""
+    """Return how much the score of B is above that of A, seed by seed, with its interval."""
     if a is None or b is None or a.auc is None or b.auc is None or not a.auc.values or not b.auc.values:
         return Cell("")
     lead = difference(b.auc, a.auc)
     text = signed(100 * lead.mean, 2)
     if lead.low is None or lead.high is None:
-        return Cell(text, "too few common seeds to know the interval")
+        return Cell(text, "too few common seeds for an interval")
     said = f"{interval(100 * lead.low, 100 * lead.high, 2)}, {lead.seeds} seeds"
     if a.auc.diverged != b.auc.diverged:
         return Cell(text, f"{said}; more seeds of {'A' if a.auc.diverged > b.auc.diverged else 'B'} diverged")
     if lead.low <= 0 <= lead.high:
-        return Cell(text, f"{said}: cannot be told apart")
+        return Cell(text, f"{said}: not significant")
     return Cell(text, said, tone="good" if lead.mean > 0 else "bad")
 
 

@@ -17,11 +17,11 @@ SIDES = {"A": LineStyle("#0072b2"), "B": LineStyle("#d55e00")}
 
 
 def write_comparison(one: Path, other: Path, out: Path) -> Comparison:
-    """Write a page that compares two runs or two studies; return what it says.
+    """Write a page that compares two runs or two studies; return its text and tables.
 
     Raises:
-        InputError: naming the file or the folder, if one cannot be read, if the two are not of a kind, or if the page
-            cannot be written.
+        InputError: naming the file or the folder, if one cannot be read, if one is a run and the other a study, or if
+            the page cannot be written.
     """
     pair = read_pair(one, other)
     found, page = compared(pair)
@@ -30,7 +30,7 @@ def write_comparison(one: Path, other: Path, out: Path) -> Comparison:
 
 
 def compared(pair: Pair) -> tuple[Comparison, str]:
-    """Return what a comparison says, and its page."""
+    """Return a comparison's text and tables, and its page."""
     plots = html.Plots()
     a, b = pair
     if isinstance(a, RunFolder) and isinstance(b, RunFolder):
@@ -57,7 +57,7 @@ def _place_runs(plots: html.Plots, a: RunFolder, b: RunFolder) -> None:
 
 
 def losses(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
-    """Draw the relative loss and the loss of both runs over the steps; tasks to choose."""
+    """Draw the relative loss and the loss of both runs over the steps; a button selects the task."""
     panels = {"relative_loss": "y", "loss": "y2"}
     traces = [
         trace.update(visible=task == tasks[0])
@@ -74,14 +74,14 @@ def losses(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
     axes = {"yaxis2": style.axis("loss", domain=[0, 0.46 if relative else 1], **powers)}
     if relative:
         ends = [0, max(a.last_step or 0, b.last_step or 0)]
-        traces.append(level(ends, 1.0, "a constant's loss"))
+        traces.append(level(ends, 1.0, "loss of a constant prediction"))
         axes["yaxis"] = style.axis("relative loss", domain=[0.54, 1], **powers)
     xaxis = style.axis("step", anchor="y2", rangemode="tozero")
     return go.Figure(traces, style.layout(460 if relative else 280, **style.LEVELS, xaxis=xaxis, **axes))
 
 
 def scores(a: RunFolder, b: RunFolder, tasks: list[str]) -> go.Figure | None:
-    """Draw the AUC of both runs: by day where both have days, or else by step; tasks to choose."""
+    """Draw the AUC of both runs: by day if both have days, otherwise by step; a button selects the task."""
     by_day = a.days is not None and b.days is not None
     lines = {"A": run_figures.aucs(a, by_day=by_day), "B": run_figures.aucs(b, by_day=by_day)}
     scored = [task for task in tasks if any(task in found for found in lines.values())]
@@ -101,7 +101,7 @@ def _method_looks(a: Results, b: Results) -> dict[str, LineStyle]:
 
 
 def quality(a: Results, b: Results, model: str) -> go.Figure | None:
-    """Draw the AUC of day N - 1 over the learning rate: A solid, B dashed, a colour for each method."""
+    """Draw the AUC on day N - 1 over the learning rate: A solid, B dashed, a colour for each method."""
     looks = _method_looks(a, b)
     traces, aucs, rates = [], [], []
     for side, study, dash in (("A", a, "solid"), ("B", b, "dash")):
@@ -138,6 +138,6 @@ def quality(a: Results, b: Results, model: str) -> go.Figure | None:
 
 
 def _key(side: str, dash: str) -> go.Scatter:
-    """Return a line that is only in the legend: how a side is drawn."""
+    """Return an entry of the legend, without a line in the figure."""
     line = {"color": style.INK, "dash": dash, "width": 2}
     return go.Scatter(x=[None], y=[None], mode="lines", line=line, name=side, showlegend=True)

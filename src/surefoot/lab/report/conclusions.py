@@ -1,4 +1,4 @@
-"""From a study's results to its conclusions: where each method falls, who is best, what may be said about it."""
+"""The conclusions of a study: at which rate each method falls off, and which method is best."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from surefoot.lab.results import Method
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What the report says about one model."""
+    """The report's sentences about one model."""
 
     model: str
     headline: str
@@ -21,10 +21,10 @@ class Conclusion:
 
 
 def conclusions(results: Results) -> list[Conclusion]:
-    """Return what is to be said on each model; first the one that shows the difference best.
+    """Return the conclusion of each model, the most interesting model first.
 
-    That is the model on which the plain optimizer falls off at the lowest rate; the later one, which is the larger, if
-    two do, or if it falls off on none.
+    That is the model on which the optimizer without clipping falls off at the lowest rate; of several, the last one,
+    which is the largest.
     """
     plain = _first(results, "plain")
 
@@ -36,18 +36,18 @@ def conclusions(results: Results) -> list[Conclusion]:
 
 
 def fell_at(results: Results, model: str, method: Method) -> float | None:
-    """Return the lowest multiple at which a method fell off on a model; None if it held, or was never run."""
+    """Return the lowest multiple at which a method fell off on a model; None if there is none, or no run."""
     fall = results.fall(model, method)
     return fall.at.multiple if fall and fall.at else None
 
 
 def final_score(results: Results, model: str, method: str, metric: str) -> Score | None:
-    """Return a score of day N over the seeds; None if none was run, or if it is undefined."""
+    """Return a score on day N over the seeds; None if there is no final run, or the score is undefined."""
     return score_of(results.finals(model, method), metric)
 
 
 def entries(results: Results, model: str) -> list[Entry]:
-    """Return the methods of which a seed survived on a model, best first: fewest diverged seeds, then the mean."""
+    """Return the methods with a seed that did not diverge, best first: fewest diverged seeds, then the mean."""
     found = [
         Entry(method.name, method.setting, score)
         for method in results.methods
@@ -93,7 +93,7 @@ def _fallings(results: Results, model: str, methods: Sequence[tuple[Method, str]
 
 
 def _falling(results: Results, model: str) -> list[str]:
-    """Say where in training the plain optimizer falls, and whether a warm-up cures it."""
+    """Return sentences on when the optimizer without clipping diverges, and whether a warm-up prevents it."""
     plain, warm = _first(results, "plain"), _first(results, "warmed_up")
     fall = results.fall(model, plain) if plain else None
     if plain is None or fall is None or fall.at is None:
@@ -116,7 +116,7 @@ def _falling(results: Results, model: str) -> list[str]:
 
 
 def searching(results: Results) -> list[str]:
-    """Say what the search itself says: the paper's grid alone, and the edges."""
+    """Return sentences on the search: the result of the paper's grid alone, and best settings at the edge."""
     chosen = [
         Entry(method.name, method.setting, score)
         for method in results.methods

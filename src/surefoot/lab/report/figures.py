@@ -1,6 +1,7 @@
-"""The report's figures: one function a figure, from results to plotly; None where there is nothing to draw.
+"""The figures of a study's report: one function for each, from results to plotly; None if there is nothing to draw.
 
-A trace's ``meta`` holds the method whose chip hides it and, where the page offers a choice, the choice it belongs to.
+A trace's ``meta`` has the method whose button shows or hides the trace and, if the figure has buttons of its own, the
+value of the button that shows it.
 """
 
 import math
@@ -18,11 +19,11 @@ from surefoot.lab.report.style import FLOOR, LineStyle, miss, short
 from surefoot.lab.results import Method, Row
 
 MARKS = {"healthy": "circle", "micro": "circle-open", "full": "x"}
-_MERGED = 5  # steps within which divergences share a mark
+_MERGED = 5  # steps: divergences closer than this get one mark
 
 
 def quality_by_rate(results: Results, model: str) -> go.Figure | None:
-    """Draw AUC and RMSE of day N - 1 over the rate, a line for each method at its best threshold."""
+    """Draw AUC and RMSE on day N - 1 over the rate, a line for each method at its best threshold."""
     looks, sweeps = style.line_styles(results.methods), {m.name: results.sweep(model, m) for m in results.methods}
     trials = [trial for sweep in sweeps.values() for trial in sweep]
     if not trials:
@@ -93,7 +94,7 @@ def _rate_line(
 
 
 def rate_choices(results: Results, model: str) -> tuple[list[float], float]:
-    """Return the rates to choose from, and the one to start with: the lowest at which the plain optimizer fell off."""
+    """Return the rates to choose from, and the first one shown: the lowest at which the plain optimizer fell off."""
     tried = [trial.multiple for method in results.methods for trial in results.sweep(model, method)]
     rates = sorted(rate for rate in set(tried) if 2 * tried.count(rate) >= len(results.methods))
     if not rates:
@@ -104,7 +105,7 @@ def rate_choices(results: Results, model: str) -> tuple[list[float], float]:
 
 
 def steps_and_days(results: Results, model: str) -> go.Figure | None:
-    """Draw a run at each rate: the training loss over the steps, the AUC of each next day beneath."""
+    """Draw a run at each rate: the training loss over the steps, and below it the AUC of each next day."""
     rates, start = rate_choices(results, model)
     looks = style.line_styles(results.methods)
     traces: list[go.Scatter] = []
@@ -115,7 +116,7 @@ def steps_and_days(results: Results, model: str) -> go.Figure | None:
     if not traces:
         return None
     ends = [0, max(trial.steps for method in results.methods for trial in results.sweep(model, method))]
-    traces.append(level(ends, 1.0, "a constant's loss"))
+    traces.append(level(ends, 1.0, "loss of a constant prediction"))
     aucs = [1 - y / 100 for trace in traces if trace.yaxis == "y2" for y in trace.y or () if y is not None]
     task = results.summary.select_by
     return go.Figure(
@@ -155,7 +156,7 @@ def _run(results: Results, method: Method, trial: Row, look: LineStyle, shown: b
 def _divergences(
     events: list[dict[str, Any]], x: list[int], y: list[float | None], look: LineStyle, common: dict[str, Any]
 ) -> list[go.Scatter]:
-    """Mark where a run diverged, on its loss, up to where it did not recover; hovering says why."""
+    """Mark each divergence on the line of the loss, up to the first without recovery; hovering shows the reason."""
     marks: list[tuple[int, float | None, str, str]] = []
     for event in sorted(events, key=lambda event: event["step"]):
         onset, verdict = event["step"], event["verdict"]
@@ -175,7 +176,7 @@ def _divergences(
 def _next_days(
     results: Results, trial: Row, steps: pl.DataFrame, days: pl.DataFrame, look: LineStyle, common: dict[str, Any]
 ) -> go.Scatter:
-    """Return the AUC of each day before it was trained on, at the step at which it was scored."""
+    """Return the AUC of each day, drawn at the step at which the day was scored, which is before training on it."""
     rows = days.filter(pl.col("scored") == "next_day")
     names = {day: number for number, day in enumerate(results.summary.days)}
     first = dict(steps.group_by("day").agg(pl.col("step").min()).iter_rows())
@@ -197,7 +198,7 @@ def _next_days(
 
 
 def last_day_curve(results: Results, model: str) -> go.Figure | None:
-    """Draw the AUC of day N after every day of training: the seeds' mean, in a band from the lowest to the highest."""
+    """Draw the AUC on day N after every day of training: the mean over the seeds, and a band from lowest to highest."""
     looks = style.line_styles(results.methods)
     traces: list[go.Scatter] = []
     subjects = [(model, method.name, looks[method.name]) for method in results.methods]
@@ -260,9 +261,9 @@ def _band(alive: dict[str, list[float]], look: LineStyle, common: dict[str, Any]
 
 
 def factors(results: Results, model: str) -> tuple[str, go.Figure] | None:
-    """Draw the clip factors of some layers over a final run; return whose they are, and the figure.
+    """Draw the clip factors of the layers of the paper's fig. 6 over a final run; return the run's name and the figure.
 
-    The run is the first seed of the study's Clippy, or else of its last method that clipped anything there.
+    The run is the first seed of Clippy if it clipped one of these layers, or else of the last method that did.
     """
     ordered = [m for m in results.methods if m.rule == "clippy"] + [m for m in results.methods[::-1] if m.clipping]
     for method in ordered:
@@ -297,7 +298,7 @@ def _factor_lines(steps: pl.DataFrame, shown: list[layers.Layer]) -> go.Figure:
 
 
 def clipped_share(results: Results, model: str) -> go.Figure | None:
-    """Draw how often each method clipped each layer in its final runs, as a map of methods and layers."""
+    """Draw how often each method clipped each layer in its final runs, as a heat map."""
     names, shares = [], []
     for method in results.methods:
         share = _share(results, model, method) if method.clipping else {}
@@ -336,7 +337,7 @@ def _share(results: Results, model: str, method: Method) -> dict[str, float]:
 
 
 def level(x: Sequence[float], height: float | None, name: str) -> go.Scatter:
-    """Return a dotted line across the figure; its name stands above the figure, where no curve is."""
+    """Return a dotted horizontal line; its name is in the legend above the figure."""
     line = {"color": FLOOR.color, "dash": FLOOR.dash, "width": 1.2}
     return go.Scatter(
         x=list(x), y=[height] * len(x), mode="lines", line=line, hoverinfo="skip", name=name, showlegend=True

@@ -1,4 +1,4 @@
-"""A study folder as the report sees it: its results, and the steps, days and divergences of each trial on demand."""
+"""Reads a study's folder: the results at once; the steps, days and divergences of a trial when they are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from surefoot.lab.results import Row, Study
 
 @dataclass(frozen=True)
 class Results(Study):
-    """All that a report is made of."""
+    """The results of a study, with access to the files of its trials."""
 
     folder: Path
     sums: dict[str, str]  # the checksums of the folder's files
 
     @property
     def shown_words(self) -> str:
-        """What the score is that is shown beside the one that selected."""
+        """The name of the second score in the table, beside the AUC by which settings were selected."""
         return {"rmse": "RMSE", "ne": "NE"}[self.summary.show_metric]
 
     @property
     def span(self) -> str:
-        """The days in words: ``30 days, 2013-02-01 to 2013-03-02``; of periods, each ``first to last``, the same."""
+        """The days in words: ``30 days, 2013-02-01 to 2013-03-02``; ``4 periods, ...`` if each has several days."""
         days = self.summary.days
         unit = "periods" if " to " in days[0] else "days"
         return f"{len(days)} {unit}, {days[0].partition(' to ')[0]} to {days[-1].rpartition(' to ')[2]}"
@@ -47,16 +47,16 @@ class Results(Study):
         return self._table(f"{trial.trial}/metrics.parquet", needed=("step", "day"))
 
     def days(self, trial: Row) -> pl.DataFrame | None:
-        """Return a row for each day that was scored; None if the trial's folder does not hold them."""
+        """Return a row for each scored day; None if the trial's folder does not hold them."""
         return self._table(f"{trial.trial}/days.parquet", text=("scored", "day", "after"), needed=("scored", "day"))
 
     def events(self, trial: Row) -> list[dict[str, Any]]:
-        """Return the divergences that the trial's journal tells of."""
+        """Return the divergences in the trial's journal."""
         path = self.folder / "trials" / trial.trial / "events.jsonl"
         return divergences(path, read_checked(path, self.folder, self.sums)) if path.exists() else []
 
     def watched(self, trial: str) -> pl.DataFrame | None:
-        """Return what a monitor saw of a trial, a row for each step; None if its folder does not hold it."""
+        """Return a monitor's values of a trial, a row for each step; None if the trial's folder does not hold them."""
         return self._table(f"{trial}/monitor/metrics.parquet", needed=("step",))
 
     def _table(self, name: str, *, text: Sequence[str] = (), needed: Sequence[str]) -> pl.DataFrame | None:

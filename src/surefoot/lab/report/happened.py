@@ -1,4 +1,4 @@
-"""What happened in a run, in words: its end in a sentence, its events in a table, its scores in another."""
+"""A run in words: a sentence on its end, a table of its events, a table of its scores."""
 
 import math
 from collections import Counter
@@ -10,14 +10,14 @@ from surefoot.lab.report.run_folder import Capsule, RunFolder
 from surefoot.lab.report.tables import Cell
 from surefoot.lab.report.text import listed
 
-KINDS = {  # of events, as the page and its figure call them; in the order of the figure, from the top
+KINDS = {  # kind of event: its name on the page; in the order of the figure, from the top
     "alarm": "alarm",
     "skipped": "step skipped",
     "slowed": "rate lowered",
     "rate_restored": "rate restored",
-    "looking": "batches only looked at",
+    "looking": "forward passes only",
     "rolled_back": "rolled back",
-    "released": "stepping again",
+    "released": "steps resumed",
     "accepted": "data accepted",
     "divergence": "diverged",
     "stopped": "stopped",
@@ -25,28 +25,28 @@ KINDS = {  # of events, as the page and its figure call them; in the order of th
     "resumed": "resumed",
     "never_learnt": "never learnt",
 }
-_COUNTED = {  # in the verdict's second sentence
+_COUNTED = {  # kinds that the second sentence counts: singular, plural
     "alarm": ("alarm", "alarms"),
     "skipped": ("stretch of skipped steps", "stretches of skipped steps"),
     "slowed": ("lowered rate", "lowered rates"),
     "rolled_back": ("roll-back", "roll-backs"),
 }
-_DETAILS = {  # of what was done
+_DETAILS = {  # what is shown of an action's details
     "count": "{} steps in a row",
     "checkpoint": "to {}",
     "batches_dropped": "{} batches dropped",
     "batches": "the next {} batches",
-    "batches_held": "{} batches were only looked at",
-    "rate_factor": "steps at {} of their size",
+    "batches_held": "{} batches had a forward pass only",
+    "rate_factor": "learning rate times {}",
 }
 MOST_LINES = 300  # of events in the table
-METRICS = {  # by the results' name: what to call it, its factor, digits
+METRICS = {  # name in the results: name on the page, factor, digits
     "auc": ("AUC %", 100.0, 2),
     "ne": ("normalised entropy", 1.0, 4),
     "calibration": ("calibration", 1.0, 3),
     "rmse": ("RMSE", 1.0, 4),
     "rmse_constant": ("RMSE of a constant", 1.0, 4),
-    "of_constant": ("least error, of a constant's", 1.0, 3),
+    "of_constant": ("least error / constant's", 1.0, 3),
 }
 
 
@@ -62,7 +62,7 @@ class Happening:
 
 
 def facts(run: RunFolder) -> str:
-    """Return what was trained, in a line; what the configuration does not say is left out."""
+    """Return rule, rate, model and so on in one line, without the keys that the configuration does not have."""
     config, said = run.config, []
     if rule := config.get("rule", {}).get("name"):
         said.append(f"rule {rule}")
@@ -73,12 +73,12 @@ def facts(run: RunFolder) -> str:
         said.append(f"model {model}")
     if source := config.get("data", {}).get("source"):
         said.append(f"data {source}")
-    said.append(f"{len(run.steps)} steps written")
+    said.append(f"{len(run.steps)} steps recorded")
     return " · ".join(said)
 
 
 def conclusion(run: RunFolder) -> str:
-    """Say how the run ended, and what was done for it."""
+    """Say how the run ended, and how many alarms and actions it had."""
     return " ".join(filter(None, [_ending(run), _counted(run)]))
 
 
@@ -89,18 +89,18 @@ def _ending(run: RunFolder) -> str:
         since = "" if onset is None else f" from step {onset} on"
         because = f": {reason}" if reason else ""
         return {
-            "full": f"Diverged{since}{because}. It ended after {steps} steps.",
-            "micro": f"Diverged{since} and recovered{because}. It ended after {steps} steps.",
+            "full": f"Diverged{since}{because}. The run ended after {steps} steps.",
+            "micro": f"Diverged{since} and recovered{because}. The run ended after {steps} steps.",
         }.get(result["verdict"], f"Healthy: {steps} steps, and no task diverged.")
     if stopped := run.of_kind("stopped"):
         return f"Stopped at step {stopped[-1].step}: {stopped[-1].reason}."
-    last = "" if run.last_step is None else f" The newest step that is known of is {run.last_step}."
+    last = "" if run.last_step is None else f" The last recorded step is {run.last_step}."
     lost = run.of_kind("divergence")
     if full := [event for event in lost if event.details["verdict"] == "full"]:
         return f"Diverged from step {full[0].step} on: {full[0].reason}.{last}"
     if run.toml is not None:
-        return f"Not finished: the run goes on, or was interrupted.{last}"
-    return f"This folder does not say how the run ended: a loop of one's own writes no result.{last}"
+        return f"Not finished: the run is still going, or was interrupted.{last}"
+    return f"This folder does not record how the run ended: only surefoot train and studies write a result.{last}"
 
 
 def _counted(run: RunFolder) -> str:
@@ -111,19 +111,19 @@ def _counted(run: RunFolder) -> str:
 
 
 def warnings(run: RunFolder) -> list[str]:
-    """Return the sentences that stand above all else; none if nothing is wrong."""
+    """Return the warnings of a run, one sentence each; an empty list if nothing is wrong."""
     said = []
     if never := [str(event.details.get("task")) for event in run.of_kind("never_learnt")]:
-        said.append(f"{listed(never)}: never better than a constant prediction. Nothing was learnt of it.")
+        said.append(f"{listed(never)}: never better than a constant prediction. The model learnt nothing about it.")
     if failed := run.of_kind("checkpoint_failed"):
         said.append(f"{len(failed)} checkpoint(s) could not be written; the last time: {failed[-1].reason}.")
     if run.result is None and run.toml is not None:
-        said.append("The run is not finished: what follows is what it has written so far.")
+        said.append("The run is not finished: this page shows what it has written so far.")
     return said
 
 
 def happenings(run: RunFolder) -> list[Happening]:
-    """Return a line for each event but the result, by step; those without one come last."""
+    """Return a line for each event but the result, sorted by step; events without a step come last."""
     found = [event for event in run.events if event.kind != "finished"]
     found.sort(key=lambda event: math.inf if event.step is None else event.step)
     return [_line(run, event) for event in found]
@@ -152,7 +152,7 @@ def _shown(value: object) -> str:
 
 
 def score_table(run: RunFolder) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
-    """Return what the columns of a run's final scores are, and a row for each task."""
+    """Return the column heads of a run's final scores, and a row for each task."""
     known = [metric for metric in METRICS if any(key.startswith(f"{metric}/") for key in run.scores)]
     tasks = list(dict.fromkeys(key.partition("/")[2] for key in run.scores))
     cells = [[score(run, m, task) if f"{m}/{task}" in run.scores else Cell("") for m in known] for task in tasks]
@@ -160,14 +160,14 @@ def score_table(run: RunFolder) -> tuple[list[str], list[tuple[str, list[Cell]]]
 
 
 def scored(runs: Sequence[RunFolder]) -> list[tuple[str, str, str]]:
-    """Return what any of some runs is scored by on its last day: task, metric, what to call that."""
+    """Return the final scores that at least one of the runs has: task, metric, the metric's name on the page."""
     keys = dict.fromkeys(key for run in runs for key in run.scores)
     tasks = dict.fromkeys(key.partition("/")[2] for key in keys)
     return [(task, metric, METRICS[metric][0]) for task in tasks for metric in METRICS if f"{metric}/{task}" in keys]
 
 
 def score(run: RunFolder, metric: str, task: str) -> Cell:
-    """Return a score of a task; of an AUC with its 95 % interval by the day's rows."""
+    """Return a score of a task; for an AUC, with its 95 % interval for the number of rows of the day."""
     value = run.scores.get(f"{metric}/{task}")
     if value is None:
         return Cell("not scored")

@@ -1,4 +1,4 @@
-"""From figures and words to one page that stands alone."""
+"""Builds one self-contained HTML page out of figures and text."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,25 +15,25 @@ from surefoot.lab.report import style
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure's place on the page."""
+    """One figure on the page."""
 
     id: str
     title: str
     height: int
-    choices: tuple[tuple[str, str], ...] = ()  # values and what to call them
-    choice: str = ""
-    chosen: str = ""  # what there is to choose
+    choices: tuple[tuple[str, str], ...] = ()  # buttons: value and label
+    choice: str = ""  # the value at first
+    chosen: str = ""  # what the buttons select: "rate", "layer" or "task"
 
 
 @dataclass
 class Plots:
-    """The figures of a page: where they go, by section, and what they are, by id."""
+    """The figures of a page: their places by section, their content by id."""
 
     sections: dict[str, list[Plot]] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
 
     def place(self, section: str, figure: go.Figure | None, title: str = "", *, number: int = 0, **choice: Any) -> None:
-        """Put a figure into a section, under a number; of None the section is noted, and stays empty."""
+        """Put a figure into a section; ``number`` makes its id unique there. With None, only create the section."""
         plots = self.sections.setdefault(section, [])
         if figure is not None:
             name = f"{section}-{number}"
@@ -42,7 +42,7 @@ class Plots:
 
 
 def page(template: str, plots: Plots, looks: dict[str, style.LineStyle], **more: Any) -> str:
-    """Return a page of a template: it asks no network for anything, and its content security policy forbids it to."""
+    """Return the HTML of a template; the page loads nothing, and its content security policy forbids it."""
     loader = FunctionLoader(lambda name: (files(__name__.rpartition(".")[0]) / name).read_text(encoding="utf-8"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,5 +59,5 @@ def page(template: str, plots: Plots, looks: dict[str, style.LineStyle], **more:
 
 
 def _script_safe(document: str) -> Markup:
-    """Return JSON that may stand inside a script element: names in it come from the user's files."""
+    """Escape JSON for a script element, since names in it come from the user's files."""
     return Markup(document.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

@@ -1,4 +1,4 @@
-"""The journal of a run, ``events.jsonl``, read as it was written or refused in a sentence."""
+"""Reads the journal of a run, ``events.jsonl``, and refuses a damaged one with one sentence."""
 
 import json
 import math
@@ -20,24 +20,24 @@ class Event(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it happened; nothing if the line does not say."""
+        """The reason of the event; empty if the line has none."""
         return str(self.details.get("reason") or "")
 
 
 def divergences(path: Path, content: bytes) -> list[dict[str, Any]]:
-    """Return the divergences that a trial's journal tells of.
+    """Return the divergences in a trial's journal.
 
     Raises:
-        InputError: naming the file, and the line that is none of a journal.
+        InputError: naming the file, and the line that cannot be read.
     """
     return [event.details | {"step": event.step} for event in events(path, content) if event.kind == "divergence"]
 
 
 def events(path: Path, content: bytes) -> list[Event]:
-    """Return what a journal tells of, oldest first.
+    """Return the events of a journal, oldest first.
 
     Raises:
-        InputError: naming the file, and the line that is none of a journal.
+        InputError: naming the file, and the line that cannot be read.
     """
     found = []
     for number, line in enumerate(content.splitlines(), start=1):
@@ -51,7 +51,7 @@ def events(path: Path, content: bytes) -> list[Event]:
 
 
 def _event(line: dict[str, Any]) -> Event:
-    """Return a line as an event; raise what Python makes of one that is none."""
+    """Return a line as an event; a wrong line raises one of the errors that ``events`` catches."""
     kind, step = str(line["event"]), line.get("step")
     details = {key: value for key, value in line.items() if key not in ("event", "step")}
     if kind == "divergence":
@@ -61,5 +61,5 @@ def _event(line: dict[str, Any]) -> Event:
         details |= {"steps": int(line["steps"])}
         details |= {key: math.nan if value is None else float(value) for key, value in details.items() if "/" in key}
         if line["verdict"] not in _VERDICTS:
-            raise ValueError(f"verdict is {line['verdict']!r}; one of {', '.join(_VERDICTS)} is one")
+            raise ValueError(f"verdict is {line['verdict']!r}; expected one of {', '.join(_VERDICTS)}")
     return Event(kind, None if step is None else int(step), details)

@@ -1,4 +1,4 @@
-"""The layers of a ranker as the figures call them."""
+"""Labels of a ranker's layers in the figures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ class Layer(NamedTuple):
 
     column: str  # of its clip factors
     label: str
-    role: int  # its place in the paper's fig. 6, the same in every model
+    role: int  # position in the paper's fig. 6, for the colour
 
 
 def labels(columns: Sequence[str]) -> dict[str, str]:
-    """Return what to call the layer of each column of clip factors; weights only, biases are left out.
+    """Return the layer's label for each column of clip factors of weights; biases are left out.
 
     >>> labels(["step", "clip_factor/bottom.layers.0.weight", "clip_factor/bottom.layers.2.weight"])
     {'clip_factor/bottom.layers.0.weight': 'bottom 1', 'clip_factor/bottom.layers.2.weight': 'bottom 2'}
@@ -31,7 +31,7 @@ def labels(columns: Sequence[str]) -> dict[str, str]:
             found[column] = "layer norm"
         else:
             kind = _kind(name)
-            if kind == name:  # of a model that is not ours: it has no better name
+            if kind == name:  # a layer of the user's own model keeps its name
                 found[column] = name
                 continue
             counted[kind] = counted.get(kind, 0) + 1
@@ -40,7 +40,7 @@ def labels(columns: Sequence[str]) -> dict[str, str]:
 
 
 def named(columns: Sequence[str], measure: str) -> dict[str, str]:
-    """Return what to call each layer of which a measure was taken: the weights; all of a model that names none so.
+    """Return a label for each layer with a measure: of the weights, or of all parameters if none is called ``weight``.
 
     >>> named(["step", "clip_ratio/heads.click.weight", "clip_ratio/heads.click.bias", "loss/click"], "clip_ratio")
     {'heads.click.weight': 'head click'}
@@ -53,7 +53,7 @@ def named(columns: Sequence[str], measure: str) -> dict[str, str]:
 
 
 def telling(columns: Sequence[str], tasks: Sequence[str]) -> list[Layer]:
-    """Return the layers of the paper's fig. 6: first cross layer, the bottom's first and last, two tasks' heads."""
+    """Return the layers of the paper's fig. 6: first cross layer, first and last bottom layer, heads of the tasks."""
     called = labels(columns)
     cross = [c for c, label in called.items() if label.startswith("cross")]
     bottom = [c for c, label in called.items() if label.startswith(("bottom", "expert"))]
@@ -63,7 +63,7 @@ def telling(columns: Sequence[str], tasks: Sequence[str]) -> list[Layer]:
 
 
 def _kind(name: str) -> str:
-    """Return what a layer is, by its place in the model: ``bottom``, ``cross``, ``expert 2, layer``, ``gate``."""
+    """Return the kind of a layer, from its name: ``bottom``, ``cross``, ``expert 2, layer``, ``gate``."""
     parts = name.split(".")
     if name.startswith("interaction.layers."):
         return "cross"

@@ -1,4 +1,4 @@
-"""What a reader must know before any score: what a constant does as well, what is too thin to conclude from."""
+"""Warnings above the scores: tasks that no method learnt, and data too small for a conclusion."""
 
 import math
 import statistics
@@ -9,16 +9,16 @@ from surefoot.lab.report.folder import Results
 from surefoot.lab.results import Task
 
 FEW_STEPS = 100  # of a final run: less than twice a common warm-up
-FEW_SEEDS = 3  # below, an interval of a difference is wider than anything it is asked about
+FEW_SEEDS = 3  # with fewer, the interval of a difference is wider than any real difference
 
 
 def notices(results: Results) -> list[str]:
-    """Return the sentences that stand above all findings; none if nothing is wrong."""
+    """Return the warnings of a study, one sentence each; an empty list if nothing is wrong."""
     return [*useless_tasks(results), *thinness(results)]
 
 
 def useless_tasks(results: Results) -> list[str]:
-    """Say of which judged tasks no method predicts more than a constant does."""
+    """Return a sentence for each judged task that no method predicts better than a constant prediction does."""
     judged = [(model, task) for model in results.models for task in results.summary.tasks if task.judged]
     return [said for model, task in judged if (said := _useless(results, model, task))]
 
@@ -36,7 +36,7 @@ def _useless(results: Results, model: str, task: Task) -> str:
 
 
 def constant_of(results: Results, model: str, task: Task) -> float | None:
-    """Return what the best constant scores on a task of day N; None if the results do not say."""
+    """Return the score of the best constant prediction for a task on day N; None if the results do not hold it."""
     if task.kind == "binary":
         return text.CHANCE
     key = f"rmse_constant/{task.name}"
@@ -45,7 +45,7 @@ def constant_of(results: Results, model: str, task: Task) -> float | None:
 
 
 def beats_constant(results: Results, model: str, task: Task, score: Score) -> bool:
-    """Return whether a score of a task is better than a constant's; True where the results do not say."""
+    """Return whether a score is better than that of a constant prediction; True if the latter is not known."""
     constant = constant_of(results, model, task)
     if constant is None or not score.values:
         return True
@@ -53,7 +53,7 @@ def beats_constant(results: Results, model: str, task: Task, score: Score) -> bo
 
 
 def thinness(results: Results) -> list[str]:
-    """Say what of the log, the steps, the seeds and the last day's rows is too little to conclude from."""
+    """Return a sentence if days were left out, and for too few steps, seeds or rows of the last day."""
     summary, said = results.summary, []
     days, log_days = len(summary.days), summary.log_days
     if log_days is not None and days < log_days:
@@ -66,15 +66,15 @@ def thinness(results: Results) -> list[str]:
     seeds, search_seeds = len(results.summary.seeds), len(results.summary.search_seeds)
     if search_seeds == 1:
         said.append(
-            "Settings were chosen, and rates judged, by one seed each: another seed may choose and judge otherwise."
+            "Each setting was chosen, and each rate judged, with one seed: another seed may give another result."
         )
     if seeds < FEW_SEEDS:
-        said.append(f"Final scores are of {seeds} seed{'s' if seeds > 1 else ''}: too few to tell methods apart.")
+        said.append(f"Final scores come from {seeds} seed{'s' if seeds > 1 else ''}: too few to compare methods.")
     return [*said, *filter(None, (_wide_interval(results, model) for model in results.models))]
 
 
 def _wide_interval(results: Results, model: str) -> str:
-    """Say that the AUC's interval by the last day's rows is wider than all that lies between the methods."""
+    """Return a sentence if the interval of the last day's AUC is wider than the differences of the methods."""
     task = results.summary.select_by
     trials = [t for method in results.methods for t in results.finals(model, method.name) if not t.diverged]
     widths = [t.scores.get(f"auc_high/{task}", math.nan) - t.scores.get(f"auc_low/{task}", math.nan) for t in trials]
@@ -87,6 +87,6 @@ def _wide_interval(results: Results, model: str) -> str:
     if half <= span:
         return ""
     return (
-        f"On {model}, the methods lie within {100 * span:.2f} points of AUC on {results.last_day}, whose rows give an "
-        f"AUC only to ± {100 * half:.2f} (95 %): another day may put them in another order."
+        f"On {model}, all methods are within {100 * span:.2f} points of AUC on {results.last_day}. That day has too "
+        f"few rows to measure an AUC better than ± {100 * half:.2f} (95 %): on another day the order may differ."
     )

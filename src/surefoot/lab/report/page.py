@@ -38,7 +38,7 @@ def render(results: Results) -> str:
         searching=searching(results),
         table=main_table(results),
         tasks=task_tables(results),
-        seeds_words="it alone" if len(seeds) == 1 else f"{len(seeds)} seeds",
+        seeds_words="that seed alone" if len(seeds) == 1 else f"{len(seeds)} seeds",
         points=100 * results.summary.fall_off,
         diverged=sum(trial.diverged for trial in results.rows),
     )

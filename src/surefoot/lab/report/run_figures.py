@@ -1,4 +1,4 @@
-"""The figures of one run: one function a figure, from its folder to plotly; None where there is nothing to draw."""
+"""The figures of one run: one function for each, from its folder to plotly; None if there is nothing to draw."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from surefoot.lab.report.happened import KINDS
 from surefoot.lab.report.run_folder import RunFolder
 from surefoot.lab.report.style import LineStyle, miss
 
-_COLUMNS = 160  # of a map, at most
-_BAD, _ALARM, _DONE = "#a4320b", "#c77f00", style.MUTED  # the colours of what happened
+_COLUMNS = 160  # most columns of a heat map
+_BAD, _ALARM, _DONE = "#a4320b", "#c77f00", style.MUTED  # colours of events
 _MARKS = {"alarm": ("triangle-up", _ALARM), "divergence": ("x", _BAD), "stopped": ("square", _BAD)}
-_MEASURES = (  # of a layer: column, what to call it, colour, axis
+_MEASURES = (  # measures of a layer: column, name, colour, axis
     ("l2_norm/grad", "gradient norm", "#0072b2", "y"),
     ("l2_norm/weight", "weight norm", "#009e73", "y"),
     ("l2_norm/update", "norm of the step", "#cc79a7", "y"),
@@ -26,12 +26,12 @@ _MEASURES = (  # of a layer: column, what to call it, colour, axis
 
 
 def task_looks(tasks: Sequence[str]) -> dict[str, LineStyle]:
-    """Return how each task is drawn."""
+    """Return the line style of each task."""
     return {task: style.other(number) for number, task in enumerate(tasks)}
 
 
 def losses(run: RunFolder) -> go.Figure | None:
-    """Draw the relative loss of each task over the steps, the loss beneath it, and under both what happened."""
+    """Draw the relative loss and the loss of each task over the steps, and below them the marks of events."""
     if not run.named("loss") or run.steps.is_empty():
         return None
     relative = run.named("relative_loss")
@@ -47,7 +47,7 @@ def losses(run: RunFolder) -> go.Figure | None:
             if f"{measure}/{task}" in run.steps.columns:
                 traces += lines(run, f"{measure}/{task}", task, look, axis, method=task)
     if relative:
-        traces.append(level([0, run.last_step or 0], 1.0, "a constant's loss"))
+        traces.append(level([0, run.last_step or 0], 1.0, "loss of a constant prediction"))
     bottom = "y3" if kinds else ("y2" if relative else "y")
     powers = {"type": "log", "nticks": 4, "exponentformat": "power"}
     axes: dict[str, Any] = {"xaxis": style.axis("step", anchor=bottom, rangemode="tozero")}
@@ -61,15 +61,15 @@ def losses(run: RunFolder) -> go.Figure | None:
 
 
 def lines(run: RunFolder, column: str, name: str, look: LineStyle, axis: str, **meta: str) -> list[go.Scatter]:
-    """Return a value of a run over its steps and, where a point stands for several, thin, the largest of each stretch.
+    """Return a line of a value over the steps; in a long run, also a thin line of the largest value in each stretch.
 
     Args:
         run: its folder.
-        column: of its steps.
-        name: of the line.
-        look: its colour and dash.
-        axis: the panel.
-        meta: which button shows or hides it.
+        column: column of ``run.steps``.
+        name: name of the line.
+        look: colour and dash of the line.
+        axis: y axis of the figure.
+        meta: the button that shows or hides the line.
     """
     known = run.steps.drop_nulls(column)
     found = [_line(*style.thinned(known, column), column, name, look, axis, meta)]
@@ -120,7 +120,7 @@ def _happened(run: RunFolder) -> list[go.Scatter]:
 
 
 def scores(run: RunFolder) -> go.Figure | None:
-    """Draw the AUC of each task: of each day before it was trained on, or else of the last rows at each step."""
+    """Draw the AUC of each task: of each day, scored before training on it, or else of the last rows at each step."""
     looks = task_looks(run.tasks)
     found = aucs(run, by_day=run.days is not None)
     traces = [auc_line(*found[task], task, looks.get(task, style.FLOOR), method=task) for task in found]
@@ -128,7 +128,7 @@ def scores(run: RunFolder) -> go.Figure | None:
 
 
 def aucs(run: RunFolder, *, by_day: bool) -> dict[str, tuple[list[Any], list[float | None]]]:
-    """Return each task's AUC with the days or the steps at which it was taken, where there is any."""
+    """Return days or steps, and AUCs, of each task that has an AUC."""
     if by_day and run.days is not None:
         rows = run.days.filter(pl.col("scored") == "next_day")
         tasks, at = [c.removeprefix("auc/") for c in rows.columns if c.startswith("auc/")], "day"
@@ -139,7 +139,7 @@ def aucs(run: RunFolder, *, by_day: bool) -> dict[str, tuple[list[Any], list[flo
 
 
 def auc_figure(traces: Sequence[go.Scatter], *, by_day: bool) -> go.Figure | None:
-    """Return the figure of lines of AUC; None if there is none."""
+    """Return the figure of AUC lines; None if no line has a point."""
     heights = [1 - y / 100 for trace in traces for y in trace.y or () if y is not None]
     if not heights:
         return None
@@ -147,12 +147,12 @@ def auc_figure(traces: Sequence[go.Scatter], *, by_day: bool) -> go.Figure | Non
     if by_day:
         days = sorted({day for trace in traces for day in trace.x or ()})
         kind = {"type": "category", "nticks": 6, "tickangle": 0, "categoryorder": "array", "categoryarray": days}
-        xaxis = style.axis("scored before it was trained on", **kind)
+        xaxis = style.axis("day, scored before training on it", **kind)
     return go.Figure(traces, style.layout(300, xaxis=xaxis, yaxis=style.auc_axis(heights, "AUC %")))
 
 
 def auc_line(x: list[Any], values: list[float | None], name: str, look: LineStyle, **meta: str) -> go.Scatter:
-    """Return a line of AUC over days or steps; ``meta`` says which button shows or hides it."""
+    """Return a line of AUC over days or steps; ``meta`` names the button that shows or hides it."""
     every = max(1, math.ceil(len(x) / 300))
     x, values = x[::every], values[::every]
     return go.Scatter(
@@ -169,7 +169,7 @@ def auc_line(x: list[Any], values: list[float | None], name: str, look: LineStyl
 
 
 def layer_names(run: RunFolder) -> dict[str, str]:
-    """Return what to call each layer that something is known of, by name."""
+    """Return the label of each layer with a measure, by the layer's name."""
     found: dict[str, str] = {}
     for measure in ("clip_ratio", "clip_factor", "l2_norm/grad"):
         found = layers.named(run.steps.columns, measure) | found
@@ -177,7 +177,7 @@ def layer_names(run: RunFolder) -> dict[str, str]:
 
 
 def first_layer(run: RunFolder) -> str:
-    """Return what to call the layer that is shown first: that of the first alarm, or whose ratio was the largest."""
+    """Return the label of the first layer shown: the layer of the first alarm, or else that of the largest ratio."""
     called = layer_names(run)
     for event in run.of_kind("alarm"):
         layer = str(event.details.get("layer"))
@@ -190,7 +190,7 @@ def first_layer(run: RunFolder) -> str:
 
 
 def layers_over_time(run: RunFolder) -> go.Figure | None:
-    """Draw the norms of each layer over the steps, and beneath them Clippy's ratio and the factor; layers to choose."""
+    """Draw the norms, Clippy's ratio and the clip factor of a layer over the steps; a button selects the layer."""
     called = layer_names(run)
     if not called:
         return None
@@ -223,7 +223,7 @@ def _measure(
     run: RunFolder, column: str, title: str, color: str, axis: str, label: str, *, visible: bool
 ) -> go.Scatter:
     known = run.steps.drop_nulls(column)
-    sparse = 2 * len(known) <= len(run.steps)  # taken at some steps only; elsewhere a gap is a step that moved nothing
+    sparse = 2 * len(known) <= len(run.steps)  # measured at some steps only; otherwise a gap is a step without a change
     x, y = style.thinned(known if sparse else run.steps, column)
     return go.Scatter(
         x=x,
@@ -240,7 +240,7 @@ def _measure(
 
 
 def ratio_map(run: RunFolder) -> go.Figure | None:
-    """Draw Clippy's ratio of every layer over the steps: of a stretch of steps, the largest."""
+    """Draw Clippy's ratio of every layer over the steps as a heat map; a column of several steps has the largest."""
     called = layers.named(run.steps.columns, "clip_ratio")
     if not called or run.steps.is_empty():
         return None

@@ -1,4 +1,4 @@
-"""A run's folder as the report sees it: written by ``surefoot train``, or by a monitor and a recovery in any loop."""
+"""Reads a run's folder: of ``surefoot train``, or of a monitor and a recovery in any training loop."""
 
 import tomllib
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ _METRICS, _JOURNAL, _CONFIG = "metrics.parquet", "events.jsonl", "config.toml"
 
 @dataclass(frozen=True)
 class Capsule:
-    """The last steps before an alarm, which can be run again."""
+    """The recorded last steps before an alarm, which ``surefoot replay`` runs again."""
 
-    name: str  # its folder's, from the run's
+    name: str  # path of its folder, relative to the run's
     step: int  # of the alarm
-    first: int
-    last: int
+    first: int  # first recorded step
+    last: int  # last recorded step
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """All that a run's report is made of."""
+    """The content of a run's folder."""
 
     folder: Path
-    toml: str | None  # the configuration; None of a loop that has none
+    toml: str | None  # the configuration; None if there is no config.toml
     steps: pl.DataFrame = field(repr=False)  # a row for each step
     days: pl.DataFrame | None = field(repr=False)  # a row for each day that was scored
     events: list[Event]
@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """What to call it: its folder's name."""
+        """The name of the folder."""
         return self.folder.resolve().name
 
     @cached_property
@@ -50,7 +50,7 @@ class RunFolder:
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
-        """What the run ended with; None if it has not ended, or if its loop writes no such line."""
+        """The result; None if the run has not ended, or if its training loop writes none."""
         last = next((event for event in reversed(self.events) if event.kind == "finished"), None)
         return None if last is None else last.details
 
@@ -61,25 +61,25 @@ class RunFolder:
 
     @property
     def scored_day(self) -> str | None:
-        """The day that these are of, if the run knows days."""
+        """The day of the final scores; None if the run has no days."""
         day = (self.result or {}).get("scored_day")
         return None if day is None else str(day)
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks by name, in the order in which the run has them."""
+        """The names of the tasks, in the run's order."""
         return self.named("loss") or list(dict.fromkeys(key.partition("/")[2] for key in self.scores))
 
     @property
     def last_step(self) -> int | None:
-        """The newest step that anything is known of."""
+        """The last step with an event or a measurement; None if there is none."""
         steps = [event.step for event in self.events if event.step is not None]
         if len(self.steps):
             steps.append(int(self.steps["step"][-1]))
         return max(steps, default=None)
 
     def named(self, measure: str) -> list[str]:
-        """Return what a measure was taken of: ``clip_ratio`` of layers, ``loss`` of tasks."""
+        """Return the names with a measure: of layers for ``clip_ratio``, of tasks for ``loss``."""
         return [c.removeprefix(f"{measure}/") for c in self.steps.columns if c.startswith(f"{measure}/")]
 
     def of_kind(self, kind: str) -> list[Event]:
@@ -87,7 +87,7 @@ class RunFolder:
         return [event for event in self.events if event.kind == kind]
 
     def capsule_of(self, event: Event) -> Capsule | None:
-        """Return the capsule of an alarm, or the one that shows its step."""
+        """Return the capsule of an alarm, or else one that holds the alarm's step; None for another event."""
         if event.kind != "alarm" or event.step is None:
             return None
         own = [capsule for capsule in self.capsules if capsule.step == event.step]
@@ -96,15 +96,15 @@ class RunFolder:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds what a run writes; a study's has its runs below it."""
+    """Return whether a folder is a run's, from the names of its files."""
     return any((folder / name).exists() for name in (_METRICS, _JOURNAL, _CONFIG, "metrics.parts", "monitor"))
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Return what a run's folder holds; a run that goes on, or was interrupted, has less in it.
+    """Return the content of a run's folder; the run may be unfinished.
 
     Raises:
-        InputError: naming the file, if one cannot be read, or the folder, if it holds nothing of a run.
+        InputError: naming the file, if one cannot be read, or the folder, if it is not a run's.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected that of a run")
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _metrics(folder: Path) -> pl.DataFrame | None:
-    """Return a row for each step: of the whole file, or of the parts that a run writes while it goes on."""
+    """Return a row for each step: from the complete file, or else from the parts that a run writes before its end."""
     whole, parts = folder / _METRICS, sorted((folder / "metrics.parts").glob("*.parquet"))
     paths = [whole] if whole.exists() else parts
     if not paths:
@@ -141,7 +141,7 @@ def _metrics(folder: Path) -> pl.DataFrame | None:
 
 
 def _joined(own: pl.DataFrame | None, watched: pl.DataFrame | None) -> pl.DataFrame:
-    """Return what a loop wrote of its steps and, beside it, what a monitor saw of them."""
+    """Join a training loop's values of each step with a monitor's; for a column in both, the loop's value counts."""
     if own is None or watched is None:
         found = watched if own is None else own
         return pl.DataFrame(schema={"step": pl.Int64}) if found is None else found
@@ -162,7 +162,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Leave out a last line that a kill cut off."""
+    """Leave out an incomplete last line, as a killed process leaves it."""
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -173,5 +173,5 @@ def _capsule(path: Path, run: Path) -> Capsule:
         alarm = document["alarm"]
         step = steps[-1] if alarm is None else int(alarm.get("step", steps[-1]))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise InputError(f"{path} cannot be read: {error!r}; expected what a capsule holds") from None
+        raise InputError(f"{path} cannot be read: {error!r}; expected the description of a capsule") from None
     return Capsule(path.parent.relative_to(run).as_posix(), step, steps[0], steps[-1])

@@ -1,4 +1,4 @@
-"""What all figures share: a method's colour, axes, rounding, smoothing."""
+"""Common to all figures: the methods' colours, axes, rounding, smoothing."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from surefoot.lab.results import Method
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, LINE, WASH = "#1b2330", "#5a6473", "#e2e6eb", "#f5f6f8"
 
-_POINTS = 300  # that a line needs at most
+_POINTS = 300  # most points of a line
 _PLAIN, _WARMED_UP, _CLIPPY = "#333333", "#8a8a8a", "#d55e00"
 OTHERS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")  # Okabe and Ito, and a wine red
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -23,7 +23,7 @@ HEAT = ((0.0, "#f5f6f8"), (0.25, "#c9d9ea"), (0.5, "#8fb2d6"), (0.75, "#4a7fb5")
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How a method is drawn, everywhere."""
+    """Colour and dash of a method's lines in all figures."""
 
     color: str
     dash: str = "solid"
@@ -34,20 +34,20 @@ class LineStyle:
         return {"dot": "dotted", "solid": "solid"}.get(self.dash, "dashed")
 
     def faded(self, alpha: float) -> str:
-        """Return the colour, see-through."""
+        """Return the colour with an opacity, 0 to 1."""
         red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{alpha})"
 
 
 FLOOR = LineStyle(MUTED, "dot")
-LEVELS: dict[str, Any] = {  # layout of a figure whose only named lines are levels
+LEVELS: dict[str, Any] = {  # layout of a figure whose legend has horizontal lines only
     "showlegend": True,
     "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"size": 11}},
 }
 
 
 def line_styles(methods: Sequence[Method]) -> dict[str, LineStyle]:
-    """Return each method's look: the treatments that most studies share keep their colour whatever their place."""
+    """Return each method's line style: no clipping, warm-up and Clippy have the same colours in every study."""
     found: dict[str, LineStyle] = {}
     others = 0
     for method in methods:
@@ -65,7 +65,7 @@ def line_styles(methods: Sequence[Method]) -> dict[str, LineStyle]:
 
 
 def other(number: int) -> LineStyle:
-    """Return the look of the so manieth of what has no look of its own."""
+    """Return the line style number ``number``, from 0, of those without a fixed use."""
     round_, place = divmod(number, len(OTHERS))
     return LineStyle(OTHERS[place], _DASHES[round_ % len(_DASHES)])
 
@@ -80,12 +80,12 @@ def short(value: float | None) -> float | None:
 
 
 def decades(value: float) -> float:
-    """Return the decimal logarithm of a positive number, rounded for a picture."""
+    """Return the decimal logarithm of a positive number, rounded to two digits."""
     return round(math.log10(value), 2)
 
 
 def miss(auc: float | None) -> float | None:
-    """Return the height at which an AUC is drawn: what it lacks to 100 %, in points.
+    """Return 100 % - AUC in points: the height at which an AUC is drawn.
 
     >>> miss(0.975), miss(float("nan"))
     (2.5, None)
@@ -99,14 +99,14 @@ def stretch(steps: pl.DataFrame) -> int:
 
 
 def smoothing(steps: pl.DataFrame) -> int:
-    """Return over how many steps a line is smoothed."""
+    """Return the number of steps over which a line is smoothed."""
     return max(3, stretch(steps))
 
 
 def thinned(steps: pl.DataFrame, column: str) -> tuple[list[int], list[float | None]]:
-    """Return steps and values of a positive column, smoothed by a geometric mean over a few steps, thinned.
+    """Return some of the steps, and the column's values there: geometric means over ``smoothing`` steps.
 
-    What is not finite or not positive leaves a gap.
+    A value that is not finite or not positive leaves a gap.
     """
     smooth = _positive(column).log().rolling_mean(smoothing(steps), center=True, min_samples=1).exp()
     kept = steps.select(pl.col("step"), smooth.alias("value")).gather_every(stretch(steps))
@@ -127,7 +127,7 @@ def _positive(column: str) -> pl.Expr:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    """Return an axis with its title, in the report's restrained lines."""
+    """Return an axis with its title, with light lines."""
     plain = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False, "ticks": "outside", "tickcolor": LINE}
     return plain | {"title": {"text": title, "font": {"size": 12}}, "automargin": True} | more
 
@@ -148,7 +148,7 @@ def log_axis(values: Sequence[float], title: str) -> dict[str, Any]:
 
 
 def auc_axis(aucs: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
-    """Return an axis for ``miss``: AUC upward, stretched toward 100 % as the logarithm of what it lacks."""
+    """Return an axis for the heights of ``miss``: logarithmic in 100 % - AUC, with the higher AUC on top."""
     heights = [height for auc in aucs if (height := miss(auc)) is not None] or [1.0, 50.0]
     low, high = math.log10(min(heights)), math.log10(max(heights))
     pad = max(0.06 * (high - low), 0.02)
@@ -163,7 +163,7 @@ def auc_axis(aucs: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
 
 
 def _auc_ticks(low: float, high: float) -> list[float]:
-    """Return round AUCs whose logarithmic misses lie between two bounds, none too near another."""
+    """Return round AUCs for ticks: log10(100 - AUC) lies between the bounds, and no two are too close."""
     series = [[50, 80, 90, 95, 98, 99, 99.5, 99.9], [97, 70, 99.7]]
     series += [[i * step for i in range(round(100 / step))] for step in (10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)]
     ticks: dict[float, float] = {}
@@ -178,7 +178,7 @@ def _auc_ticks(low: float, high: float) -> list[float]:
 
 
 def layout(height: int, **more: Any) -> dict[str, Any]:
-    """Return a figure's layout; its width is the page's affair."""
+    """Return a figure's layout; the page sets its width."""
     return {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 10, "b": 8},

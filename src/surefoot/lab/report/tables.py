@@ -1,4 +1,4 @@
-"""The report's tables: the study's own, and every task."""
+"""The tables of a study's report: the methods, and every task."""
 
 import math
 import statistics
@@ -17,17 +17,17 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Cell:
-    """A score of one task: what is said, what is added in small, and whether it is the best of a judged task."""
+    """A cell of a table: text, and a second line in small print."""
 
     text: str
     small: str = ""
-    best: bool = False
-    tone: str = ""  # "good" or "bad" against the floor
+    best: bool = False  # whether it is the best score of a judged task
+    tone: str = ""  # "good" or "bad", for the colour
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the study's table."""
+    """A line of the table of methods."""
 
     method: str
     setting: Cell
@@ -36,9 +36,9 @@ class Line:
     rmse: Cell
     diverged: str
     falls_off: Cell
-    holds: bool  # whether it fell off at no rate that was tried
+    holds: bool  # whether the method fell off at no rate that was tried
     paper: Cell
-    tag: str = ""  # "best", or "≈ best": within its spread
+    tag: str = ""  # "best", or "≈ best": not significantly worse
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TaskTable:
 
 
 def main_table(results: Results) -> list[Group]:
-    """Return the study's table, grouped by model."""
+    """Return the table of methods, grouped by model."""
     groups: dict[str, list[Line]] = {}
     for found in results.table():
         ranked = entries(results, found.model) if found.method else []
@@ -86,7 +86,7 @@ def _line(found: schema.Line, tags: dict[str, str]) -> Line:
 
 
 def setting_cell(line: schema.Line) -> Cell:
-    """Return the best setting: the rate as a multiple of the base rate, in small the threshold."""
+    """Return the best setting: the rate as a multiple of the base rate, and the threshold in small print."""
     method = line.method
     if method is None:
         return Cell(f"rate {line.floor.rate:g}")
@@ -94,14 +94,14 @@ def setting_cell(line: schema.Line) -> Cell:
 
 
 def _paper(method: Method) -> Cell:
-    """Return what the paper's own grid alone would have found."""
+    """Return the best score and setting of the paper's own grid."""
     if method.paper_multiple is None:
         return Cell("diverged")
     return Cell(f"{100 * method.paper_score:.2f}", method.paper_setting)
 
 
 def score_cell(score: Score | None, digits: int, scale: float = 1.0) -> Cell:
-    """Return a score over the seeds, and in small how many of them diverged.
+    """Return a score over the seeds, and the number of diverged seeds in small print.
 
     >>> score_cell(Score.over([0.974], 3), 2, 100)
     Cell(text='97.40', small='2 of 3 seeds diverged', best=False, tone='')
@@ -118,7 +118,7 @@ def _lost(score: Score) -> str:
 
 
 def fall_cell(fall: Fall | None) -> Cell:
-    """Return where a method falls off, and in small by how many of its runs there."""
+    """Return the rate at which a method falls off, and the number of its diverged runs there in small print."""
     if fall is None:
         return Cell("")
     if fall.at is None:
@@ -165,12 +165,12 @@ def _cell(results: Results, model: str, method: str, task: Task, *, best: bool =
     interval = _interval(alive, task) if task.kind == "binary" else ""
     shown = Score(score.values).text(2, 100) if task.kind == "binary" else Score(score.values).text(4)
     worse = task.judged and not beats_constant(results, model, task, score)
-    small = ", ".join(filter(None, (interval, _lost(score), "no better than a constant" if worse else "")))
+    small = ", ".join(filter(None, (interval, _lost(score), "no better than a constant prediction" if worse else "")))
     return Cell(shown, small, best=best and not worse, tone="bad" if worse else "")
 
 
 def _interval(trials: Sequence[Row], task: Task) -> str:
-    """Return the 95 % interval of the AUC by the day's rows, its ends averaged over the seeds."""
+    """Return the 95 % interval of the AUC for the number of rows of the day, its ends averaged over the seeds."""
     ends = []
     for key in ("auc_low", "auc_high"):
         values = [trial.scores.get(f"{key}/{task.name}", math.nan) for trial in trials]
@@ -179,7 +179,7 @@ def _interval(trials: Sequence[Row], task: Task) -> str:
 
 
 def _best(results: Results, model: str, task: Task) -> tuple[str, Score] | None:
-    """Return the method with the best score of a task, fewest diverged seeds first; None if none has any."""
+    """Return the method with the best score of a task, fewest diverged seeds first; None if no method has a score."""
     found = [(m.name, final_score(results, model, m.name, task.metric)) for m in results.methods]
     scores = [(name, score) for name, score in found if score is not None and score.values]
     least = task.kind != "binary"
@@ -205,10 +205,10 @@ def _against(results: Results, model: str, task: Task) -> Cell:
     better = score.standing(least=not binary) > floor.standing(least=not binary)
     text = (f"{lead:+.2f}" if binary else f"{lead:+.4f}").replace("-", MINUS)
     if task.judged and not beats_constant(results, model, task, score):
-        return Cell(text, f"{name} is no better than a constant", tone="bad")
+        return Cell(text, f"{name} is no better than a constant prediction", tone="bad")
     if task.judged and not beats_constant(results, model, task, floor):
-        return Cell(text, "the floor is no better than a constant: this says nothing")
+        return Cell(text, "the floor is no better than a constant prediction")
     if score.near(floor) is not False:
-        return Cell(text, f"{name}; the seeds cannot tell them apart")
+        return Cell(text, f"{name}, not significant")
     tone = ("good" if better else "bad") if task.judged else ""
     return Cell(text, f"{name} is {'better' if better else 'worse'}", tone=tone)
