@@ -22,7 +22,7 @@ from stored_logs import SCHEMA, mixed, numbers, same
 from surefoot.errors import InputError
 from surefoot.lab.data import prepared
 from surefoot.lab.data.dayfile import DayFile
-from surefoot.lab.data.pools import Draw, Room, Visit, read_ahead
+from surefoot.lab.data.pools import DiskLimits, Draw, Visit, read_ahead
 from surefoot.lab.data.prepared import PreparedLog
 from surefoot.lab.data.schema import Log
 from surefoot.lab.data.sliding_window import MovingWindow, Stream
@@ -45,7 +45,7 @@ EDGES = (0, 16, 32, 40, 56, 72, 88, 93, 109, 125, 141, 157)
 
 def visit(rows: int, batch_size: int, draw: Draw, rank: int = 0, ranks: int = 1, **others: Any) -> Visit:
     steps = -(-(rows // ranks) // batch_size)
-    settings = {"room": None, "day": 4, "seed": 3, "steps": steps} | others
+    settings = {"limits": None, "day": 4, "seed": 3, "steps": steps} | others
     return Visit(range(5, 5 + rows), draw=draw, batch_size=batch_size, rank=rank, ranks=ranks, **settings)
 
 
@@ -55,24 +55,24 @@ def seeds(plan: Visit) -> list[int]:
 
 def drawn(plan: Visit, first: int = 0) -> list[list[int]]:
     """Return the row numbers of every batch from ``first`` on."""
-    return [pool.numbers(places).tolist() for pool, skip in plan.pools(first) for places in pool.places(skip)]
+    return [pool.numbers(positions).tolist() for pool, skip in plan.pools(first) for positions in pool.positions(skip)]
 
 
-ROOMS: dict[str, Room | None] = {
+LIMITS: dict[str, DiskLimits | None] = {
     "in memory": None,
-    "a small pool": Room(18, 16, cut_at(*EDGES)),
-    "a pool of some row groups": Room(50, 16, cut_at(*EDGES)),
-    "a pool that the window fits into": Room(1000, 16, cut_at(*EDGES)),
+    "a small pool": DiskLimits(18, 16, cut_at(*EDGES)),
+    "a pool of some row groups": DiskLimits(50, 16, cut_at(*EDGES)),
+    "a pool that the window fits into": DiskLimits(1000, 16, cut_at(*EDGES)),
 }
 
 
-@over("room", ROOMS)
+@over("limits", LIMITS)
 @over("ranks", [1, 2, 3, 4])
-def test_drawn_once_every_row_comes_once_whatever_the_sizes(ranks: int, room: Room | None):
+def test_drawn_once_every_row_comes_once_whatever_the_sizes(ranks: int, limits: DiskLimits | None):
     for rows, batch_size in product(
         (4, 5, 7, 16, 17, 31, 32, 33, 64, 65, 66, 67, 68, 69, 128, 129, 150), (1, 4, 8, 16)
     ):
-        plans = [visit(rows, batch_size, Draw.ONCE, rank, ranks, room=room) for rank in range(ranks)]
+        plans = [visit(rows, batch_size, Draw.ONCE, rank, ranks, limits=limits) for rank in range(ranks)]
         batches = [drawn(plan) for plan in plans]
         assert {len(taken) for taken in batches} == {plans[0].steps}
         assert sorted(row for taken in batches for batch in taken for row in batch) == list(range(5, 5 + rows))
@@ -82,27 +82,27 @@ def test_drawn_once_every_row_comes_once_whatever_the_sizes(ranks: int, room: Ro
             assert len(taken[-1]) <= batch_size or ranks > 1
 
 
-@over("room", ROOMS)
+@over("limits", LIMITS)
 @over("draw", list(Draw))
-def test_a_plan_goes_on_from_any_batch(draw: Draw, room: Room | None):
-    plan = visit(150, 7, draw, 1, 2, room=room)
+def test_a_plan_goes_on_from_any_batch(draw: Draw, limits: DiskLimits | None):
+    plan = visit(150, 7, draw, 1, 2, limits=limits)
     whole = drawn(plan)
     assert len(whole) == plan.steps == 11
     assert all(drawn(plan, first) == whole[first:] for first in range(plan.steps))
 
 
-@over("room", ROOMS)
+@over("limits", LIMITS)
 @over("draw", list(Draw))
-def test_draws_differ_with_seed_day_and_rank_and_between_pools(draw: Draw, room: Room | None):
-    rows = [drawn(visit(150, 16, draw, rank, 2, room=room, **others)) for rank in (0, 1) for others in SETTINGS]
+def test_draws_differ_with_seed_day_and_rank_and_between_pools(draw: Draw, limits: DiskLimits | None):
+    rows = [drawn(visit(150, 16, draw, rank, 2, limits=limits, **others)) for rank in (0, 1) for others in SETTINGS]
     taken = [tuple(batch) for batches in rows for batch in batches]
     assert len(taken) == len(set(taken)) == 2 * 5 * len(SETTINGS)
 
 
 @over("draw", list(Draw))
 def test_every_pool_is_shuffled_in_its_own_way(draw: Draw):
-    room = ROOMS["a pool of some row groups"]
-    plans = [visit(150, 16, draw, rank, 2, room=room, **others) for rank in (0, 1) for others in SETTINGS]
+    limits = LIMITS["a pool of some row groups"]
+    plans = [visit(150, 16, draw, rank, 2, limits=limits, **others) for rank in (0, 1) for others in SETTINGS]
     found = [seed for plan in plans for seed in seeds(plan)]
     assert len(found) == len(set(found)) == 2 * 2 * len(SETTINGS)
 
@@ -111,38 +111,38 @@ SETTINGS: list[dict[str, int]] = [{}, {"seed": 4}, {"day": 5}, {"seed": -1}]
 
 
 @over("draw", list(Draw))
-def test_a_pool_fits_its_room_and_its_rows_are_ascending(draw: Draw):
-    for rows, room, batch_size in product((65, 150), (17, 18, 33, 50, 149, 150), (4, 16)):
-        plan = visit(rows, batch_size, draw, room=Room(room, 16, cut_at(*EDGES)))
+def test_a_pool_fits_its_limit_and_its_rows_are_ascending(draw: Draw):
+    for rows, most, batch_size in product((65, 150), (17, 18, 33, 50, 149, 150), (4, 16)):
+        plan = visit(rows, batch_size, draw, limits=DiskLimits(most, 16, cut_at(*EDGES)))
         pools = [pool for pool, _ in plan.pools()]
         assert sum(pool.steps for pool in pools) == plan.steps
         for pool in pools:
-            assert pool.rows <= room
-            stretches = [row for stretch in pool.stretches for row in stretch]
-            assert stretches == sorted(set(stretches))
-            assert pool.numbers(torch.arange(pool.rows)).tolist() == stretches
+            assert pool.rows <= most
+            numbers = [row for rows in pool.ranges for row in rows]
+            assert numbers == sorted(set(numbers))
+            assert pool.numbers(torch.arange(pool.rows)).tolist() == numbers
 
 
-def test_a_pool_has_many_row_groups_where_the_room_allows_it():
+def test_a_pool_has_many_row_groups_where_the_limit_allows_it():
     """Even if a visit draws few rows, or the pools could be filled by a few row groups each."""
     groups = cut_at(*range(0, 10_000, 10))
-    few = Visit(range(10_000), 0, Draw.REPLACED, 4, 2, 0, 0, 1, Room(2000, 10, groups))
+    few = Visit(range(10_000), 0, Draw.REPLACED, 4, 2, 0, 0, 1, DiskLimits(2000, 10, groups))
     (pool,) = [pool for pool, _ in few.pools()]
     assert (pool.rows, pool.steps) == (160, 2)
-    once = Visit(range(10_000), 0, Draw.ONCE, 4, 2500, 0, 0, 1, Room(2000, 10, groups))
+    once = Visit(range(10_000), 0, Draw.ONCE, 4, 2500, 0, 0, 1, DiskLimits(2000, 10, groups))
     pools = [pool for pool, _ in once.pools()]
     assert len(pools) == 6
-    assert all(160 <= len(pool.stretches) <= 200 for pool in pools)
+    assert all(160 <= len(pool.ranges) <= 200 for pool in pools)
     for pool in [*pools, *(pool for day in range(5) for pool, _ in replace(few, day=day).pools())]:
-        starts = torch.tensor([float(stretch.start) for stretch in pool.stretches])
+        starts = torch.tensor([float(rows.start) for rows in pool.ranges])
         assert starts.diff().max() < 5000  # from all over the window
         assert 3000 < starts.mean() < 7000
 
 
 def test_drawn_once_a_rank_reads_its_own_row_groups():
-    room = Room(50, 16, cut_at(*range(5, 1000, 16)))
-    plans = [visit(640, 4, Draw.ONCE, rank, 4, room=room) for rank in range(4)]
-    read = [{row for pool, _ in plan.pools() for stretch in pool.stretches for row in stretch} for plan in plans]
+    limits = DiskLimits(50, 16, cut_at(*range(5, 1000, 16)))
+    plans = [visit(640, 4, Draw.ONCE, rank, 4, limits=limits) for rank in range(4)]
+    read = [{row for pool, _ in plan.pools() for rows in pool.ranges for row in rows} for plan in plans]
     assert [len(rows) for rows in read] == [160] * 4
     groups = [{(row - 5) // 16 for row in rows} for rows in read]
     assert len(set[int]().union(*groups)) == sum(map(len, groups)) == 40  # all 640 rows, no row group by two ranks
@@ -150,9 +150,9 @@ def test_drawn_once_a_rank_reads_its_own_row_groups():
 
 def test_drawn_with_replacement_no_row_is_favoured():
     """In row groups of 16, 8, 5 and 3 rows, and pools of 20: every row comes as often as any other."""
-    room, count = Room(20, 1, cut_at(0, 21, 29, 34)), Counter[int]()
+    limits, count = DiskLimits(20, 1, cut_at(0, 21, 29, 34)), Counter[int]()
     for day in range(3000):
-        plan = Visit(range(5, 37), day, Draw.REPLACED, 10, 2, 0, 0, 1, room)
+        plan = Visit(range(5, 37), day, Draw.REPLACED, 10, 2, 0, 0, 1, limits)
         count.update(row for batch in drawn(plan) for row in batch)
     expected = 3000 * 20 / 32
     assert sorted(count) == list(range(5, 37))
@@ -163,8 +163,8 @@ def test_drawn_with_replacement_no_row_is_favoured():
 
 def test_a_window_that_fits_is_drawn_from_as_one_in_memory():
     for draw in Draw:
-        room = Room(151 if draw is Draw.ONCE else 150, 16, cut_at(*EDGES))
-        assert drawn(visit(150, 10, draw, room=room)) == drawn(visit(150, 10, draw))
+        limits = DiskLimits(151 if draw is Draw.ONCE else 150, 16, cut_at(*EDGES))
+        assert drawn(visit(150, 10, draw, limits=limits)) == drawn(visit(150, 10, draw))
 
 
 # Reading ahead
@@ -360,9 +360,9 @@ def test_a_file_that_breaks_is_told_and_read_again_when_it_is_back(log: Log, tmp
     broken = tmp_path / "day=2022-04-03" / "rows.parquet"
     broken.rename(tmp_path / "away")
     stream, seen = window.stream(5), []
-    with pytest.raises(InputError, match="rows.parquet is not there"):
+    with pytest.raises(InputError, match="rows.parquet does not exist"):
         seen.extend((day, numbers(batch)) for day, batch in stream)
-    with pytest.raises(InputError, match="rows.parquet is not there"):
+    with pytest.raises(InputError, match="rows.parquet does not exist"):
         next(stream)
     assert stream.position == (2, 0)
     (tmp_path / "away").rename(broken)

@@ -150,13 +150,13 @@ def test_a_day_that_could_not_be_written_leaves_nothing(log: Log, tmp_path: Path
 
 def test_a_name_that_is_there_twice_is_refused():
     twice = Schema((Categorical("a", 2),), ("b",), (Task("a", TaskKind.BINARY),))
-    with pytest.raises(InputError, match="column a is there 2 times; expected a name for each column"):
+    with pytest.raises(InputError, match="column name a is used 2 times; expected different names"):
         columns_of(twice)
 
 
 def test_a_log_half_written_over_another_is_none(log: Log, folder: Path):
     twice = replace(log, schema=replace(SCHEMA, dense=("age", "age")))
-    with pytest.raises(InputError, match="column age is there 2 times"):
+    with pytest.raises(InputError, match="column name age is used 2 times"):
         prepared.write(twice, folder)
     with pytest.raises(InputError, match="has no prepared.json"):
         PreparedLog.open(folder)
@@ -198,15 +198,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "FOLDER does not exist; expected a folder that 'surefoot data prepare' has"),
     "not finished": (lambda folder: (folder / "prepared.json").unlink(), "FOLDER has no prepared.json; expected"),
     "not JSON": (lambda folder: (folder / "prepared.json").write_text("{"), "prepared.json is not JSON: Expecting"),
-    "another version": (lambda folder: change_manifest(folder, version=2), "is of version 2; expected 1"),
+    "another version": (lambda folder: change_manifest(folder, version=2), "has version 2; expected 1"),
     "no days": (lambda folder: change_manifest(folder, days=[]), "has no days; expected at least one"),
     "no schema": (lambda folder: change_manifest(folder, schema={}), "lacks or misstates 'categorical'; expected"),
-    "no file": (lambda folder: day_file(folder).unlink(), "FILE is not there; expected it"),
-    "a file cut short": (cut_short, "FILE cannot be read .*; expected a whole parquet file"),
-    "an empty file": (lambda folder: day_file(folder).write_bytes(b""), "FILE cannot be read .*; expected a whole"),
+    "no file": (lambda folder: day_file(folder).unlink(), "FILE does not exist; expected it"),
+    "a file cut short": (cut_short, "FILE cannot be read .*; expected a complete parquet file"),
+    "an empty file": (lambda folder: day_file(folder).write_bytes(b""), "FILE cannot be read .*; expected a complete"),
     "no column": (
         lambda folder: rewrite(folder, lambda table: table.drop_columns(["age"])),
-        "FILE has no column age; expected it, as the manifest names it",
+        "FILE has no column age; expected all columns that the manifest names",
     ),
     "one column more": (
         lambda folder: rewrite(folder, lambda table: table.append_column("more", table["age"])),
@@ -246,11 +246,11 @@ def test_what_breaks_after_opening_is_told_when_it_is_read(log: Log, folder: Pat
     bytes_of = bytearray(day_file(folder).read_bytes())
     bytes_of[60] ^= 1  # in the first column's first page
     day_file(folder).write_bytes(bytes_of)
-    with pytest.raises(InputError, match="rows.parquet cannot be read .*; expected a whole parquet file"):
+    with pytest.raises(InputError, match="rows.parquet cannot be read .*; expected a complete parquet file"):
         stored.day(2)
     assert same(stored.day(1), log.day(1))
     day_file(folder).unlink()
-    with pytest.raises(InputError, match="rows.parquet is not there; expected it"):
+    with pytest.raises(InputError, match="rows.parquet does not exist; expected it"):
         list(stored.pieces(2, 10))
 
 

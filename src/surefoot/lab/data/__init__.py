@@ -1,1 +1,1 @@
-"""Logs, and batches from them."""
+"""Logs and their batches."""

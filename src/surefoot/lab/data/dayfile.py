@@ -1,4 +1,4 @@
-"""One day of a log on disk: a parquet file with a column for each feature and label, in row groups of one size."""
+"""Writes and reads one day of a log: a parquet file with a column for each feature and label, in equal row groups."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,14 +17,14 @@ from surefoot.errors import InputError
 from surefoot.lab.data.schema import Batch, Schema
 
 GROUP = "__group__"
-ROW_GROUP = 32_768  # rows: read in less time than half as many twice; 16 of them are some 50 MB
+ROW_GROUP = 32_768  # rows; reading one takes less time than reading two of half the size; 16 take about 50 MB
 
 
 def columns_of(schema: Schema) -> pa.Schema:
     """Return the columns of a day's file.
 
     Raises:
-        InputError: if two have the same name.
+        InputError: if two columns have the same name.
     """
     ids = [pa.field(column.name, _id_type(column.width), nullable=False) for column in schema.categorical]
     numbers = [*schema.dense, *(task.name for task in schema.tasks)]
@@ -34,7 +34,7 @@ def columns_of(schema: Schema) -> pa.Schema:
     names = [column.name for column in fields]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"column {name} is there {names.count(name)} times; expected a name for each column")
+            raise InputError(f"column name {name} is used {names.count(name)} times; expected different names")
     return pa.schema(fields)
 
 
@@ -43,12 +43,12 @@ def _id_type(width: int) -> pa.DataType:
 
 
 class DayFile:
-    """A day's file as it is written: under another name, and renamed when it is whole.
+    """Writes a day's file under a temporary name and renames it when it is complete.
 
     Args:
-        path: of the file; its folder is made.
-        schema: the log's columns; a frame has them all, and may have others.
-        row_group: rows in each row group but the last.
+        path: the file; its folder is created.
+        schema: the log's columns; a frame to write must have all of them, and may have others.
+        row_group: rows in each row group; the last one may have fewer.
 
     >>> from tempfile import TemporaryDirectory
     >>> from surefoot.lab.data.schema import Categorical, Task
@@ -64,24 +64,24 @@ class DayFile:
         checks.positive("row_group", row_group)
         self.path, self.rows = Path(path), 0
         self._columns, self._row_group = columns_of(schema), row_group
-        self._waiting: list[pa.Table] = []  # less than a row group, between two calls
+        self._waiting: list[pa.Table] = []  # rows not written yet, fewer than a row group
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._draft = self.path.with_name(f".{self.path.name}.draft")
         self._file = self._draft.open("wb")
         self._writer = pq.ParquetWriter(
             self._file,
             self._columns,
-            compression="lz4",  # read 1.8 times as fast as zstd at level 1, a third smaller than none
+            compression="lz4",  # reads 1.8 times as fast as zstd at level 1; a third smaller than uncompressed
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
         )
 
     def write(self, frame: pl.DataFrame) -> None:
-        """Add the rows of a frame, of any number.
+        """Add the rows of a frame.
 
         Raises:
-            InputError: if a column has no value in some rows.
+            InputError: if a column has missing values.
         """
         table = self._table(frame)
         self._waiting.append(table)
@@ -93,7 +93,7 @@ class DayFile:
             self._waiting = [whole.slice(full)] if full < len(whole) else []
 
     def close(self) -> None:
-        """Write what is left, and give the file its name."""
+        """Write the remaining rows and rename the file."""
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._row_group)
         self._writer.close()
@@ -103,7 +103,7 @@ class DayFile:
         self._draft.rename(self.path)
 
     def discard(self) -> None:
-        """Leave nothing behind but what was there before."""
+        """Delete the unfinished file; an older file at the path stays."""
         self._writer.close()
         self._file.close()
         self._draft.unlink()
@@ -139,13 +139,13 @@ def _polars_type(kind: pa.DataType) -> pl.DataType:
 
 
 class StoredDay(NamedTuple):
-    """A day's file as it is read.
+    """Reads a day's file.
 
     Args:
-        filesystem: where it is.
-        path: of the file there.
-        rows: in it.
-        row_group: rows in each row group but the last.
+        filesystem: the file system of the file.
+        path: the path on it.
+        rows: rows of the file.
+        row_group: rows in each row group; the last one may have fewer.
     """
 
     filesystem: fs.FileSystem
@@ -154,15 +154,15 @@ class StoredDay(NamedTuple):
     row_group: int
 
     def check(self, columns: pa.Schema) -> None:
-        """Refuse a file that is not there or not whole, or has other columns or rows.
+        """Refuse a file that is missing or damaged, or has other columns or another number of rows.
 
         Raises:
-            InputError: naming the file, what it has and what was expected.
+            InputError: naming the file, what was found and what was expected.
         """
         file = self._open()
         found, metadata = file.schema_arrow, file.metadata
         if missing := set(columns.names) - set(found.names):
-            raise InputError(f"{self.path} has no column {min(missing)}; expected it, as the manifest names it")
+            raise InputError(f"{self.path} has no column {min(missing)}; expected all columns that the manifest names")
         if found.names != columns.names:
             raise InputError(f"{self.path} has the columns {found.names}; expected {columns.names}")
         for expected, kind in zip(columns, found.types, strict=True):
@@ -174,14 +174,14 @@ class StoredDay(NamedTuple):
         if sizes != [min(self.row_group, self.rows - first) for first in range(0, self.rows, self.row_group)]:
             raise InputError(f"{self.path} has row groups of {max(sizes)} rows; expected {self.row_group} rows in each")
 
-    def tables(self, stretches: Iterable[range], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield columns of stretches of row numbers, in their order, at most a row group at a time.
+    def tables(self, ranges: Iterable[range], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the columns of ranges of row numbers, in the given order; each table has at most one row group's rows.
 
         Raises:
             InputError: if the file cannot be read.
         """
         file = self._open()
-        for rows in stretches:
+        for rows in ranges:
             for group in range(rows.start // self.row_group, -(-rows.stop // self.row_group)):
                 first = group * self.row_group
                 try:
@@ -198,16 +198,16 @@ class StoredDay(NamedTuple):
                 self.path, filesystem=self.filesystem, pre_buffer=away, page_checksum_verification=True
             )
         except FileNotFoundError:
-            raise InputError(f"{self.path} is not there; expected it, as the manifest has its day") from None
+            raise InputError(f"{self.path} does not exist; expected it, since the manifest lists its day") from None
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> InputError:
-        return InputError(f"{self.path} cannot be read ({error}); expected a whole parquet file")
+        return InputError(f"{self.path} cannot be read ({error}); expected a complete parquet file")
 
 
 def empty(schema: Schema, rows: int) -> Batch:
-    """Return room for so many rows of a log, their values undefined."""
+    """Return a batch of ``rows`` rows with undefined values, to be filled."""
     ids = sum(column.width for column in schema.categorical)
     return Batch(
         torch.empty(rows, ids, dtype=torch.int32, device="cpu"),
@@ -216,11 +216,11 @@ def empty(schema: Schema, rows: int) -> Batch:
     )
 
 
-def fill(room: Batch, first: int, table: pa.Table, schema: Schema) -> Batch:
-    """Copy a table, its columns in the schema's order, into the rows from ``first`` on; return the room."""
+def fill(into: Batch, first: int, table: pa.Table, schema: Schema) -> Batch:
+    """Copy a table with the schema's columns into the rows of ``into`` from ``first`` on; return ``into``."""
     rows = slice(first, first + len(table))
-    columns = (column.chunk(0) for column in table.columns)  # a row group's column is in one piece
-    ids, at = room.categorical.numpy(), 0
+    columns = (column.chunk(0) for column in table.columns)  # a column of one row group has one chunk
+    ids, at = into.categorical.numpy(), 0
     for column in schema.categorical:
         values = next(columns)
         if column.width == 1:
@@ -228,7 +228,7 @@ def fill(room: Batch, first: int, table: pa.Table, schema: Schema) -> Batch:
         else:
             ids[rows, at : at + column.width] = values.flatten().to_numpy().reshape(-1, column.width)
         at += column.width
-    for part in (room.dense.numpy(), room.labels.numpy()):
+    for part in (into.dense.numpy(), into.labels.numpy()):
         for i in range(part.shape[1]):
             part[rows, i] = next(columns).to_numpy()
-    return room
+    return into

@@ -1,8 +1,8 @@
-"""Which rows of a window are drawn from together, and in what order: plans first, then rows.
+"""Plans how batches are drawn from a window of a log: which rows are loaded together, and in what order.
 
-A *visit* is what is drawn from one window. Over rows in memory it has one pool, the window. Over rows on disk it has as
-many pools as the memory allows for asks, each of row groups from all over the window. A plan depends on numbers alone,
-so that any batch can be reached without reading what comes before its pool.
+A *visit* is all the batches drawn from one window. In memory, it has one pool: the window. On disk, it has several
+pools that fit into the memory limit, each with random row groups of the window. A plan is computed from numbers alone,
+so any batch can be reached without reading the pools before it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor
 
-_ROW_GROUPS = 16  # in a pool at least, where the memory allows: what is drawn together comes from so many places
+_ROW_GROUPS = 16  # least row groups of a pool, if the memory allows: more of them mix the rows better
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -26,24 +26,25 @@ R = TypeVar("R")
 class Draw(Enum):
     """How a window's rows are drawn."""
 
-    REPLACED = "replaced"  # each from all rows, whatever was drawn before
-    ONCE = "once"  # every row exactly once while the window stays where it is
+    REPLACED = "replaced"  # with replacement
+    ONCE = "once"  # without replacement: every row exactly once in each visit
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows that are held together, and the batches drawn from them; nothing has been read yet.
+    """The plan of a pool: rows that are in memory together, and the batches drawn from them.
 
     Args:
-        stretches: of row numbers in the log, ascending.
-        draw: with replacement, or once.
-        batch_size: rows a batch.
-        steps: batches.
-        share: of the shuffled rows; what is drawn when each is drawn once. The last batch takes what is left.
-        seed: of the draws.
+        ranges: row numbers in the log, ascending.
+        draw: with replacement, or every row once.
+        batch_size: rows of a batch.
+        steps: number of batches.
+        share: if every row is drawn once: the positions in the shuffled order that this pool uses. The last batch takes
+            all rows that are left.
+        seed: seed of the draws.
     """
 
-    stretches: tuple[range, ...]
+    ranges: tuple[range, ...]
     draw: Draw
     batch_size: int
     steps: int
@@ -52,11 +53,11 @@ class Pool:
 
     @property
     def rows(self) -> int:
-        """How many rows it holds."""
-        return sum(map(len, self.stretches))
+        """Number of rows."""
+        return sum(map(len, self.ranges))
 
-    def places(self, first: int = 0) -> Iterator[Tensor]:
-        """Return the rows of each batch from ``first`` on, (batch_size,) int64, as places in the pool."""
+    def positions(self, first: int = 0) -> Iterator[Tensor]:
+        """Yield the rows of each batch from number ``first`` on, (batch_size,) int64, as positions in the pool."""
         generator, size, last = Generator().manual_seed(self.seed), self.batch_size, self.steps - 1
         if self.draw is Draw.ONCE:
             order = torch.randperm(self.rows, generator=generator, dtype=torch.int64, device="cpu")[
@@ -71,36 +72,36 @@ class Pool:
             for _ in range(first, self.steps)
         )
 
-    def numbers(self, places: Tensor) -> Tensor:
-        """Return the row numbers in the log of places in the pool, (places,) int64."""
-        starts = torch.tensor([stretch.start for stretch in self.stretches], dtype=torch.int64, device="cpu")
-        ends = torch.tensor([len(stretch) for stretch in self.stretches], dtype=torch.int64, device="cpu").cumsum(0)
+    def numbers(self, positions: Tensor) -> Tensor:
+        """Return the row numbers in the log of positions in the pool, (positions,) int64."""
+        starts = torch.tensor([rows.start for rows in self.ranges], dtype=torch.int64, device="cpu")
+        ends = torch.tensor([len(rows) for rows in self.ranges], dtype=torch.int64, device="cpu").cumsum(0)
         shifts = starts - torch.cat([ends.new_zeros(1), ends[:-1]])
-        return places + shifts[torch.bucketize(places, ends, right=True)]
+        return positions + shifts[torch.bucketize(positions, ends, right=True)]
 
 
-class Room(NamedTuple):
-    """What pools have to go by where the rows are on disk."""
+class DiskLimits(NamedTuple):
+    """The limits of pools for a log on disk."""
 
-    rows: int  # that a pool may hold
-    row_group: int  # rows that are read at once
-    row_groups: Callable[[range], list[range]]  # cuts row numbers where a row group ends
+    rows: int  # most rows of a pool
+    row_group: int  # rows of a row group
+    row_groups: Callable[[range], list[range]]  # splits a range of row numbers at the ends of row groups
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What is drawn while a window stays where it is.
+    """All batches drawn from one window.
 
     Args:
-        window: its row numbers.
-        day: its newest, which the draws depend on.
-        draw: with replacement, or once.
-        batch_size: rows a batch.
-        steps: batches, of each rank.
-        seed: of the draws.
-        rank: which of the ranks draws.
-        ranks: that share the visit.
-        room: for rows on disk; None if they are in memory.
+        window: the row numbers of the window.
+        day: the newest day of the window; the draws depend on it.
+        draw: with replacement, or every row once.
+        batch_size: rows of a batch.
+        steps: number of batches of each rank.
+        seed: seed of the draws.
+        rank: the rank that draws.
+        ranks: number of ranks that share the visit.
+        limits: for a log on disk; None for a log in memory.
     """
 
     window: range
@@ -111,75 +112,76 @@ class Visit:
     seed: int
     rank: int
     ranks: int
-    room: Room | None
+    limits: DiskLimits | None
 
     @property
     def share(self) -> range:
-        """The places in the visit's order that are the rank's."""
+        """The positions in the visit's order that belong to the rank."""
         rows = len(self.window)
         return range(self.rank * rows // self.ranks, (self.rank + 1) * rows // self.ranks)
 
     def pools(self, first: int = 0) -> Iterator[tuple[Pool, int]]:
-        """Yield the pools of the batches from ``first`` on, each with how many of its batches come before that."""
-        room = self.room
-        if room is None or (self.draw is Draw.REPLACED and len(self.window) <= room.rows):
+        """Yield the pools from the one with batch ``first`` on, each with the number of its first batch to draw."""
+        limits = self.limits
+        if limits is None or (self.draw is Draw.REPLACED and len(self.window) <= limits.rows):
             yield self._whole(), first
             return
-        most = (room.rows - 1) // self.batch_size  # a visit's last batch may have a row more
+        most = (limits.rows - 1) // self.batch_size  # the last batch of a visit may have one row more
         each = ceil(self.steps / ceil(self.steps / most))
         for i in range(first // each, ceil(self.steps / each)):
             steps = min(each, self.steps - i * each)
-            stretches = self._once(i * each, steps, room) if self.draw is Draw.ONCE else self._any(i, each, room)
-            ascending = tuple(sorted(stretches, key=lambda stretch: stretch.start))
+            once = self.draw is Draw.ONCE
+            ranges = self._once(i * each, steps, limits) if once else self._any(i, each, limits)
+            ascending = tuple(sorted(ranges, key=lambda rows: rows.start))
             share = range(sum(map(len, ascending)))
             seed = _seed(self.seed, self.day, self.rank, i)
             yield Pool(ascending, self.draw, self.batch_size, steps, share, seed), max(0, first - i * each)
 
     def _whole(self) -> Pool:
-        """Return the window as one pool; ranks that share it agree on the order, and take their parts of that."""
+        """Return the window as one pool; if every row is drawn once, all ranks shuffle it in the same order."""
         seed = _seed(self.seed, self.day, 0 if self.draw is Draw.ONCE else self.rank, 0)
         return Pool((self.window,), self.draw, self.batch_size, self.steps, self.share, seed)
 
-    def _once(self, step: int, steps: int, room: Room) -> list[range]:
-        """Return the rows of a rank's batches: its share of the row groups in an order that all ranks agree on."""
-        order = _shuffled(room.row_groups(self.window), _generator("order", self.seed, self.day))
+    def _once(self, step: int, steps: int, limits: DiskLimits) -> list[range]:
+        """Return the rows of a rank's batches: its share of the shuffled row groups, in one order for all ranks."""
+        order = _shuffled(limits.row_groups(self.window), _generator("order", self.seed, self.day))
         start = self.share.start + step * self.batch_size
         last = step + steps == self.steps
-        return stretches_at(order, range(start, self.share.stop if last else start + steps * self.batch_size))
+        return ranges_at(order, range(start, self.share.stop if last else start + steps * self.batch_size))
 
-    def _any(self, index: int, steps: int, room: Room) -> list[range]:
-        """Return rows that are the same number for every pool, and each row of the window as likely as any other.
+    def _any(self, index: int, steps: int, limits: DiskLimits) -> list[range]:
+        """Return random rows for a pool; every pool has the same number, and every row has the same probability.
 
-        Row groups differ in size: taken whole, rows of small ones would be drawn more often. So the row groups are laid
-        around a circle at random, and the rows taken from a random one on.
+        Row groups differ in size, so whole row groups would make the rows of small ones more probable. Instead, all row
+        groups are shuffled into a circle, and consecutive rows are taken from a random row on.
         """
         generator = _generator("circle", self.seed, self.day, self.rank, index)
-        circle = 2 * _shuffled(room.row_groups(self.window), generator)
-        rows = min(room.rows, max(steps * self.batch_size, _ROW_GROUPS * room.row_group))
+        circle = 2 * _shuffled(limits.row_groups(self.window), generator)
+        rows = min(limits.rows, max(steps * self.batch_size, _ROW_GROUPS * limits.row_group))
         start = int(torch.randint(len(self.window), (), generator=generator, dtype=torch.int64, device="cpu"))
-        return stretches_at(circle, range(start, start + rows))
+        return ranges_at(circle, range(start, start + rows))
 
 
-def stretches_at(order: Iterable[range], places: range) -> list[range]:
-    """Return the rows at these places of stretches laid end to end.
+def ranges_at(order: Iterable[range], positions: range) -> list[range]:
+    """Return the rows at the positions ``positions`` of the concatenation of ``order``.
 
-    >>> stretches_at([range(10, 15), range(0, 5)], range(3, 7))
+    >>> ranges_at([range(10, 15), range(0, 5)], range(3, 7))
     [range(13, 15), range(0, 2)]
     """
     order = list(order)
     edges = accumulate(map(len, order), initial=0)
     cut = (
-        stretch[max(0, places.start - edge) : max(0, places.stop - edge)]
-        for stretch, edge in zip(order, edges, strict=False)
+        rows[max(0, positions.start - edge) : max(0, positions.stop - edge)]
+        for rows, edge in zip(order, edges, strict=False)
     )
-    return [stretch for stretch in cut if stretch]
+    return [rows for rows in cut if rows]
 
 
 def read_ahead(plans: Iterable[P], read: Callable[[P], R]) -> Iterator[R]:
-    """Yield what is read for each plan, in order; a thread reads the next while one is used.
+    """Yield the result of ``read`` for each plan, in order; a thread reads the next one while the last one is used.
 
-    An error of the thread is raised where its result would come. Dropping the iterator ends the thread after what it is
-    reading.
+    An error of the thread is raised in place of its result. If the iterator is dropped, the thread ends after its
+    current read.
     """
     executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
     coming: Future[R] | None = None
@@ -211,5 +213,5 @@ def _hash(purpose: str, *numbers: int) -> int:
 
 
 def _seed(seed: int, day: int, rank: int, pool: int) -> int:
-    """Return the seed of a pool's draws; studies were made with that of the first."""
+    """Return the seed of a pool's draws; the first pool of rank 0 keeps the seed of older versions."""
     return _hash("draw", seed, day, rank, pool) if rank or pool else seed * 1_000_003 + day

@@ -1,9 +1,9 @@
-"""A log on disk: a folder with a parquet file for each day, and a manifest that is written last.
+"""Reads and writes a prepared log: a folder with a parquet file for each day and a manifest, written last.
 
 ::
 
-    OUT/prepared.json                     name, schema, days and their rows
-    OUT/day=2022-04-08/rows.parquet       a column for each feature and label, in row groups of one size
+    OUT/prepared.json                     the manifest: name, schema, days and their numbers of rows
+    OUT/day=2022-04-08/rows.parquet       a column for each feature and label, in row groups of equal size
 """
 
 import json
@@ -36,7 +36,7 @@ _VERSION = 1
 
 
 def day_path(folder: Path | str, day: str) -> str:
-    """Return where a day's rows are in a prepared folder."""
+    """Return the path of a day's file in a prepared folder."""
     return f"{folder}/day={day}/rows.parquet"
 
 
@@ -50,16 +50,16 @@ def write_manifest(
     row_group: int = ROW_GROUP,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the manifest, which makes a folder with all its days' files a prepared log.
+    """Write the manifest; a folder with the days' files is a prepared log only with it.
 
     Args:
-        folder: the log's.
-        name: of the data set.
-        schema: its columns.
-        days: rows of each day, oldest first.
-        notice: what must be said wherever the data is offered.
-        row_group: rows in each row group of the days' files, but each file's last.
-        more: further keys of the manifest, in plain values.
+        folder: folder of the log.
+        name: name of the data set.
+        schema: columns of the log.
+        days: number of rows of each day, oldest first.
+        notice: licence terms that every report must show.
+        row_group: rows in each row group of the files; the last one of a file may have fewer.
+        more: further keys of the manifest, as JSON values.
     """
     tasks = [{**vars(task), "kind": task.kind.value} for task in schema.tasks]
     columns = {
@@ -86,7 +86,7 @@ def write_manifest(
 
 
 def write(log: Log, folder: Path, *, row_group: int = ROW_GROUP) -> None:
-    """Write a log in memory as a prepared log; one that was in the folder is replaced."""
+    """Write a log in memory as a prepared log; it replaces a log that is in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     for i, day in enumerate(log.days):
@@ -110,16 +110,16 @@ def _frame(log: Log, day: int) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class PreparedLog:
-    """A log on disk, of which only what is asked for is read: ``PreparedLog.open(folder)``.
+    """A log on disk; rows are read when they are needed: ``PreparedLog.open(folder)``.
 
     Args:
-        folder: where it is, as it was given.
-        name: of the data set.
-        schema: its columns.
+        folder: path or URL, as the user gave it.
+        name: name of the data set.
+        schema: columns of the log.
         days: a label for each partition, oldest first.
         starts: (partitions + 1) row numbers; partition i is rows ``starts[i]`` to ``starts[i + 1] - 1``.
-        files: one a day, in the order of the rows.
-        notice: what must be said wherever the data is offered.
+        files: one file for each day, in the order of the rows.
+        notice: licence terms that every report must show.
     """
 
     folder: str
@@ -132,13 +132,13 @@ class PreparedLog:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Return the log of a prepared folder, after a look at the end of each day's file.
+        """Open a prepared folder; this checks the manifest, and the columns and rows of each day's file.
 
         Args:
-            folder: a path, or a URL: ``s3://bucket/log``; ``places.PROTOCOLS`` are opened.
+            folder: a path, or a URL such as ``s3://bucket/log`` with one of ``file_discovery.PROTOCOLS``.
 
         Raises:
-            InputError: if there is no manifest, it is of another version, or a day's file is not as it says.
+            InputError: if there is no manifest, it has another version, or a day's file does not agree with it.
         """
         filesystem, root = locate(str(folder))
         manifest = _manifest(filesystem, root, str(folder))
@@ -158,7 +158,7 @@ class PreparedLog:
 
     @property
     def row_group(self) -> int:
-        """Rows that are read at once."""
+        """Rows of a row group."""
         return self.files[0].row_group
 
     def window(self, first: int, last: int) -> Batch:
@@ -170,7 +170,7 @@ class PreparedLog:
         return self.window(index, index)
 
     def pieces(self, day: int, rows: int) -> Iterator[Batch]:
-        """Read one partition in order, at most ``rows`` rows at a time; not more than a row group besides is held."""
+        """Read one partition in order, at most ``rows`` rows at a time, with at most one more row group in memory."""
         waiting: list[Batch] = []
         for table in self._tables([range(self.starts[day], self.starts[day + 1])], self._names):
             waiting.append(self._batch(table))
@@ -194,7 +194,7 @@ class PreparedLog:
         """Read the last ``last_days`` partitions, by default all, into memory.
 
         Raises:
-            InputError: if there are not so many, or they hold what cannot be trained on.
+            InputError: if the log has fewer partitions, or values that cannot be trained on.
         """
         if last_days is not None:
             return self.last(last_days).load()
@@ -210,10 +210,10 @@ class PreparedLog:
         )
 
     def last(self, days: int) -> Self:
-        """Return the last so many partitions; their rows keep their numbers.
+        """Return the last ``days`` partitions; their rows keep their numbers.
 
         Raises:
-            InputError: if there are not so many.
+            InputError: if the log has fewer partitions.
         """
         if not 1 <= days <= len(self.days):
             raise InputError(f"days is {days}; expected 1 to {len(self.days)}, the day partitions of {self.name}")
@@ -221,13 +221,13 @@ class PreparedLog:
 
     @property
     def bytes(self) -> int:
-        """Memory that all rows of the partitions take up when they are read."""
+        """Memory that all rows of the partitions need, in bytes."""
         return self.schema.row_bytes * (self.starts[-1] - self.starts[0])
 
     def partitions(self, *, days: int | None = None, rows: int | None = None) -> Self:
-        """Return the same rows in wider partitions, as ``repartitioned`` cuts them.
+        """Return the same rows in wider partitions, made by ``repartitioned``.
 
-        A window's width counts partitions, so this is how its width and stride are given in weeks or in rows.
+        A window's width counts partitions; wider partitions give a window whose width and stride are weeks or rows.
 
         Raises:
             ValueError: unless one of ``days`` and ``rows`` is given and above 0.
@@ -236,43 +236,43 @@ class PreparedLog:
         return replace(self, days=cut.days, starts=cut.starts)
 
     def row_groups(self, rows: range) -> list[range]:
-        """Return a stretch of row numbers, cut where a row group of the files ends."""
+        """Split a range of row numbers at the ends of row groups."""
         found, size, edges = [], self.row_group, self._first_rows
         for i, inside in self._by_file([rows]):
             cuts = [inside.start, *range((inside.start // size + 1) * size, inside.stop, size), inside.stop]
             found += [range(edges[i] + start, edges[i] + stop) for start, stop in pairwise(cuts)]
         return found
 
-    def read(self, stretches: Sequence[range], into: Batch | None = None) -> Batch:
-        """Read stretches of row numbers, oldest first, as rows of three tensors.
+    def read(self, ranges: Sequence[range], into: Batch | None = None) -> Batch:
+        """Read ranges of row numbers.
 
         Args:
-            stretches: of the log's row numbers, ascending.
-            into: room for at least so many rows, which the result is then part of; by default new memory.
+            ranges: row numbers of the log, ascending.
+            into: a batch with at least as many rows; the result is then a view of it. By default new memory.
 
         Raises:
             InputError: if a file cannot be read.
         """
-        count = sum(map(len, stretches))
-        room = empty(self.schema, count) if into is None else Batch(*(part[:count] for part in into))
+        count = sum(map(len, ranges))
+        found = empty(self.schema, count) if into is None else Batch(*(part[:count] for part in into))
         at = 0
-        for table in self._tables(stretches, self._names):
-            fill(room, at, table, self.schema)
+        for table in self._tables(ranges, self._names):
+            fill(found, at, table, self.schema)
             at += len(table)
-        return room
+        return found
 
     def take(self, rows: Tensor) -> Batch:
-        """Read rows by number, (rows,) int64, in their order: slowly, since whole row groups are read for them."""
+        """Read rows by number, (rows,) int64, in the given order. This is slow, since it reads whole row groups."""
         groups = self.row_groups(range(self.starts[-1]))
         ends = torch.tensor([group.stop for group in groups], dtype=torch.int64, device="cpu")
         group_of = torch.bucketize(rows, ends, right=True)
         touched = group_of.unique().tolist()
-        room = empty(self.schema, len(rows))
+        found = empty(self.schema, len(rows))
         for i, table in zip(touched, self._tables([groups[i] for i in touched], self._names), strict=True):
             places = (group_of == i).nonzero()[:, 0]
-            for mine, part in zip(room, self._batch(table), strict=True):
+            for mine, part in zip(found, self._batch(table), strict=True):
                 mine[places] = part[rows[places] - groups[i].start]
-        return room
+        return found
 
     @property
     def _names(self) -> list[str]:
@@ -280,22 +280,21 @@ class PreparedLog:
 
     @property
     def _first_rows(self) -> list[int]:
-        """Return the number of each file's first row, and of the row after the last."""
+        """The number of each file's first row, and one more than the last row's."""
         return list(accumulate((file.rows for file in self.files), initial=0))
 
     def _batch(self, table: pa.Table) -> Batch:
         return fill(empty(self.schema, len(table)), 0, table, self.schema)
 
-    def _tables(self, stretches: Iterable[range], names: list[str]) -> Iterator[pa.Table]:
-        """Read columns of stretches of row numbers, ascending; at most a row group at a time, each file opened once."""
-        inside = self._by_file(stretches)
-        for i, stretches_of in groupby(inside, key=itemgetter(0)):
-            yield from self.files[i].tables((rows for _, rows in stretches_of), names)
+    def _tables(self, ranges: Iterable[range], names: list[str]) -> Iterator[pa.Table]:
+        """Read columns of ascending ranges of row numbers; each file is opened once."""
+        for i, in_file in groupby(self._by_file(ranges), key=itemgetter(0)):
+            yield from self.files[i].tables((rows for _, rows in in_file), names)
 
-    def _by_file(self, stretches: Iterable[range]) -> Iterator[tuple[int, range]]:
-        """Yield the stretches with the number of their file, cut where one ends, as row numbers in it."""
+    def _by_file(self, ranges: Iterable[range]) -> Iterator[tuple[int, range]]:
+        """Split ranges at the ends of files; yield the number of the file and the row numbers in it."""
         edges = self._first_rows
-        for rows in stretches:
+        for rows in ranges:
             for i in range(bisect_right(edges, rows.start) - 1, bisect_left(edges, rows.stop)):
                 yield i, range(max(rows.start, edges[i]) - edges[i], min(rows.stop, edges[i + 1]) - edges[i])
 
@@ -309,12 +308,12 @@ def _manifest(filesystem: fs.FileSystem, root: str, folder: str) -> dict[str, An
             there = filesystem.get_file_info(root).type != fs.FileType.NotFound
             what = f"has no {MANIFEST}" if there else "does not exist"
             raise InputError(f"{folder} {what}; expected a folder that 'surefoot data prepare' has finished")
-        if info.type != fs.FileType.File:  # to open a pipe would be to wait for ever
+        if info.type != fs.FileType.File:  # opening a pipe would block forever
             raise InputError(f"{folder}/{MANIFEST} is a folder, a pipe or a device; expected a file")
         with filesystem.open_input_stream(path) as file:
             manifest = parse_json(file.read(), f"{folder}/{MANIFEST}")
     if (version := manifest.get("version")) != _VERSION:
-        raise InputError(f"{folder}/{MANIFEST} is of version {version}; expected {_VERSION}: prepare the log again")
+        raise InputError(f"{folder}/{MANIFEST} has version {version}; expected {_VERSION}: prepare the log again")
     return manifest
 
 

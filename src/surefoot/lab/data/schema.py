@@ -1,4 +1,4 @@
-"""What a log holds: its columns, its days, and the checks that every log passes before anything trains on it."""
+"""A log in memory: its columns, its days, and the checks of its values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ class Task:
     """One label to predict.
 
     Args:
-        name: of the label column.
+        name: name of the label column.
         kind: binary or regression.
-        weight: of its loss in the sum over tasks.
-        judged: whether verdicts and selection look at it; a task with too few positives a day to tell good from
-            bad is trained and shown, but not judged by.
-        masked: whether some rows do not count for it; their label is NaN.
+        weight: weight of its loss in the sum over tasks.
+        judged: whether a run's verdict and the selection of settings use the task. A task with too few positives a day
+            for a reliable score is trained and reported, but should not be judged.
+        masked: whether some rows do not count for the task; their label is NaN.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Task:
 class Categorical:
     """One id column: ``rows`` values, 0 to rows - 1.
 
-    With a ``width`` above 1 it has several values a row, at most so many, in as many columns of the tensor next to each
-    other; 0 fills the places of a row that has fewer.
+    A column with a ``width`` above 1 has up to ``width`` values a row. They are in ``width`` adjacent columns of the
+    tensor; 0 fills the rest.
     """
 
     name: str
@@ -51,10 +51,11 @@ class Schema:
     """The columns of a log, in the order of the tensors' second axis.
 
     Args:
-        categorical: a column with several values has ``width`` columns there.
+        categorical: the id columns; one with a ``width`` takes ``width`` columns of the tensor.
         dense: names of the real-valued features.
         tasks: the labels.
-        group: what rows are compared within for the grouped AUC, as a rule the user; None: no such metric.
+        group: the column of the grouped AUC, which compares rows of the same group only; usually the user. None: no
+            grouped AUC.
     """
 
     categorical: tuple[Categorical, ...]
@@ -64,14 +65,14 @@ class Schema:
 
     @property
     def row_bytes(self) -> int:
-        """Memory that a row takes up in a batch."""
+        """Bytes of a row in a batch."""
         return 4 * (sum(column.width for column in self.categorical) + len(self.dense) + len(self.tasks))
 
 
 class Batch(NamedTuple):
     """Some rows of a log."""
 
-    categorical: Tensor  # (rows, categorical columns, one with several values counted by its width) int32
+    categorical: Tensor  # (rows, sum of the widths of the categorical columns) int32
     dense: Tensor  # (rows, dense columns) float32
     labels: Tensor  # (rows, tasks) float32
 
@@ -81,7 +82,7 @@ class Batch(NamedTuple):
 
 
 class Partitions(NamedTuple):
-    """How a log is cut."""
+    """The partitions of a log."""
 
     days: tuple[str, ...]  # a label for each partition
     starts: tuple[int, ...]  # (partitions + 1) row numbers
@@ -90,9 +91,9 @@ class Partitions(NamedTuple):
 def repartitioned(
     labels: Sequence[str], starts: Sequence[int], *, days: int | None = None, rows: int | None = None
 ) -> Partitions:
-    """Return wider partitions: so many of the present ones each, or so many rows each, in the log's order.
+    """Return wider partitions, of ``days`` present partitions each or of ``rows`` rows each.
 
-    The oldest one also takes what is left over, since every later one is scored and should be full.
+    The oldest partition also takes the remainder, so that all later ones, which are scored, are full.
 
     Raises:
         ValueError: unless one of ``days`` and ``rows`` is given and above 0.
@@ -122,13 +123,13 @@ class Log:
     """A log in memory: rows sorted by day.
 
     Args:
-        name: of the data set.
-        schema: its columns.
-        days: a label for each day partition, oldest first. Days of the calendar without rows are not partitions.
+        name: name of the data set.
+        schema: columns of the log.
+        days: a label for each day partition, oldest first. A calendar day without rows is no partition.
         starts: (days + 1) row numbers; day i is rows ``starts[i]`` to ``starts[i + 1] - 1``.
         rows: all rows.
-        notice: what must be said wherever the data is offered.
-        groups: (rows,) integers, equal where the rows belong to the same group; None if the schema has none.
+        notice: licence terms that every report must show.
+        groups: (rows,) integers, equal for rows of the same group; None if the schema has no group.
 
     Raises:
         InputError: if a day has no rows, a value is not finite, an id is out of range or a binary label is neither
@@ -145,7 +146,7 @@ class Log:
 
     def __post_init__(self) -> None:
         if self.rows.categorical.is_floating_point():
-            raise InputError(f"{self.name}: ids are of type {self.rows.categorical.dtype}; expected integers")
+            raise InputError(f"{self.name}: ids have type {self.rows.categorical.dtype}; expected integers")
         for day, (start, stop) in zip(self.days, pairwise(self.starts), strict=True):
             if start == stop:
                 raise InputError(f"{self.name}: day {day} has no rows; expected at least one in every day partition")
@@ -194,7 +195,7 @@ class Log:
         yield from map(Batch, *(part.split(rows) for part in self.day(day)))
 
     def take(self, rows: Tensor) -> Batch:
-        """Return the rows of these numbers, (rows,) int64, in their order."""
+        """Return the rows with the given numbers, (rows,) int64, in the given order."""
         return Batch(*(part.index_select(0, rows) for part in self.rows))
 
     def groups_of(self, day: int) -> Tensor | None:
@@ -202,9 +203,9 @@ class Log:
         return None if self.groups is None else self.groups[self.starts[day] : self.starts[day + 1]]
 
     def partitions(self, *, days: int | None = None, rows: int | None = None) -> "Log":
-        """Return the same rows in wider partitions, as ``repartitioned`` cuts them.
+        """Return the same rows in wider partitions, made by ``repartitioned``.
 
-        A window's width counts partitions, so this is how its width and stride are given in weeks or in rows.
+        A window's width counts partitions; wider partitions give a window whose width and stride are weeks or rows.
 
         Raises:
             ValueError: unless one of ``days`` and ``rows`` is given and above 0.

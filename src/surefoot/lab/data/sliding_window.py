@@ -1,4 +1,4 @@
-"""Sequential training's order: a window of days that moves on, batches at random inside it."""
+"""The order of rows in sequential training: a window of days that moves on, with random batches inside it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,68 +11,69 @@ from torch import Tensor
 
 from surefoot import checks
 from surefoot.lab.data.dayfile import empty
-from surefoot.lab.data.pools import Draw, Pool, Room, Visit, read_ahead
+from surefoot.lab.data.pools import DiskLimits, Draw, Pool, Visit, read_ahead
 from surefoot.lab.data.prepared import PreparedLog
 from surefoot.lab.data.schema import Batch, Log
 
-_ORDER_BYTES = 8  # of a row's place in a pool's shuffled order
-# What a state from before these names were written had.
+_ORDER_BYTES = 8  # bytes for a row's position in the shuffled order of a pool
+# Values for states of older versions, which lack these names.
 _FIRST_STATES: dict[str, Any] = {"draw": Draw.REPLACED.value, "ranks": 1, "pool_rows": None}
 
 
 class Drawn(NamedTuple):
-    """A batch, and where it is from."""
+    """A batch, with the plan that it was drawn by."""
 
     day: int
     batch: Batch
     pool: Pool
-    places: Tensor  # of its rows in the pool
+    positions: Tensor  # of the rows in the pool, (batch_size,) int64
 
     @property
     def rows(self) -> Tensor:
         """The row numbers in the log, (batch_size,) int64."""
-        return self.pool.numbers(self.places)
+        return self.pool.numbers(self.positions)
 
 
 class _Plan(NamedTuple):
     day: int
     pool: Pool
-    first: int  # of its batches that is drawn
-    room: Batch | None  # to read it into
+    first: int  # number of the first batch to draw
+    memory: Batch | None  # for a log on disk: where the pool is read to
 
 
-class _Held(NamedTuple):
+class _LoadedPool(NamedTuple):
     day: int
     pool: Pool
     rows: Batch
-    places: Iterator[Tensor]  # of each batch
+    positions: Iterator[Tensor]  # of the rows of each batch
 
 
 @dataclass(frozen=True)
 class MovingWindow:
     """Batches from a window of the last few days, day after day.
 
-    Rows in memory are drawn from the whole window. Rows on disk are read in pools, each of row groups from all over the
-    window, the next while one is used; with replacement, a window that fits into a pool is drawn from as one in memory.
+    In memory, rows are drawn from the whole window. A log on disk is read in pools of random row groups of the window;
+    the next pool is read while one is used. With replacement, a window that fits into one pool is drawn from as if it
+    were in memory.
 
     Args:
         log: the log, in memory or on disk.
-        batch_size: rows a batch, of each rank.
-        width: day partitions in the window, the newest included; fewer at the log's start.
-        steps_per_day: batches drawn before the window moves on; by default as many as hold the newest day's rows,
-            so that a row is drawn about once while it is in the window for each day of its width, divided by the width.
-            When rows are drawn once, as many as hold the window's.
-        seed: of the draws; day i's batches depend on the seed and i alone.
+        batch_size: rows of a batch of each rank.
+        width: day partitions in the window, including the newest; fewer at the start of the log.
+        steps_per_day: batches before the window moves on by one day. Default with replacement: the newest day's rows
+            divided by the batch size, so that a row is drawn about once during its days in the window. If every row is
+            drawn once, it must be None, and there are as many batches as the window's rows need.
+        seed: seed of the draws; the batches of day i depend on the seed and i alone.
         draw: with replacement, or every row of the window once before it moves on.
-        rank: which of the ranks this is. With replacement each draws by itself; else they share the window's rows, and
-            all take the same number of steps: the last batch may be smaller, or a row larger than ``batch_size``.
-        ranks: that train together.
-        cache: bytes of memory that rows on disk may take up, half of it for the pool that is read ahead.
-        pin: whether batches are in pinned memory, from where a GPU copies while it computes; without one they are not.
+        rank: number of this rank. With replacement, each rank draws from all rows. Otherwise the ranks share the rows
+            and take the same number of steps; the last batch may be smaller, or one row larger than ``batch_size``.
+        ranks: number of ranks that train together.
+        cache: bytes of memory for rows of a log on disk; half of it is for the pool that is read ahead.
+        pin: whether batches are in pinned memory, which makes copies to a GPU asynchronous; ignored without a GPU.
 
     Raises:
-        ValueError: if a number is out of range, ``steps_per_day`` is given though rows are drawn once, or there are
-            more ranks than rows in a window, or less room than for a batch in each half of the cache.
+        ValueError: if a number is out of range, if ``steps_per_day`` is given although every row is drawn once, if
+            there are more ranks than rows in a window, or if half of the cache is too small for a batch.
     """
 
     log: Log | PreparedLog
@@ -104,35 +105,35 @@ class MovingWindow:
                 )
         if self.pool_rows is not None and self.pool_rows <= self.batch_size:
             least = 2 * (self.batch_size + 1) * (self.log.schema.row_bytes + _ORDER_BYTES)
-            raise ValueError(f"cache is {self.cache}; expected at least {least} bytes, two batches of the log's rows")
+            raise ValueError(f"cache is {self.cache}; expected at least {least} bytes, two batches of this log")
 
     @property
     def pool_rows(self) -> int | None:
-        """How many rows on disk are held at once, as many again being read ahead; None if the log is in memory."""
+        """Most rows of a pool; one more pool is read ahead. None for a log in memory."""
         if isinstance(self.log, Log):
             return None
         return self.cache // 2 // (self.log.schema.row_bytes + _ORDER_BYTES)
 
     def steps(self, day: int) -> int:
-        """Return how many batches each rank draws while ``day`` is the newest."""
+        """Return the number of batches of each rank while ``day`` is the newest day of the window."""
         if self.draw is Draw.ONCE:
             return ceil(len(self._rows(day)) // self.ranks / self.batch_size)
         rows = self.log.starts[day + 1] - self.log.starts[day]
         return self.steps_per_day or ceil(rows / (self.batch_size * self.ranks))
 
     def batches(self, day: int) -> Iterator[Batch]:
-        """Yield the batches drawn while ``day`` is the newest."""
+        """Yield the batches while ``day`` is the newest day of the window."""
         for drawn in self.drawn(range(day, day + 1)):
             yield drawn.batch
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the rows of these numbers in the log, (batch_size,) int64, in their order."""
+        """Return the rows with the given numbers in the log, (batch_size,) int64, in the given order."""
         return self.log.take(rows)
 
     def rows_of(self, day: int, index: int) -> Tensor:
         """Return the row numbers in the log, (batch_size,) int64, of batch ``index`` (0 is the first) of ``day``.
 
-        The draws of the day, or the pool, before it are made again, at about 20 ns a row; nothing is read.
+        The draws before it, in its day or pool, are computed again, which takes about 20 ns a row; no row is read.
 
         Raises:
             ValueError: if the day or the batch does not exist.
@@ -142,72 +143,72 @@ class MovingWindow:
         if not 0 <= index < self.steps(day):
             raise ValueError(f"index is {index}; expected 0 to {self.steps(day) - 1}, a batch of day {day}")
         pool, first = next(self._visit(day).pools(index))
-        return pool.numbers(next(pool.places(first)))
+        return pool.numbers(next(pool.positions(first)))
 
     def stream(self, days: int) -> "Stream":
-        """Return the batches of the days 0 to ``days - 1``, in order, as a stream that can be resumed anywhere."""
+        """Return the batches of the days 0 to ``days - 1``, in order, as a stream that can be resumed at any batch."""
         return Stream(self, days)
 
     def drawn(self, days: range, index: int = 0) -> Iterator[Drawn]:
-        """Yield the batches of the days, in order, from batch ``index`` of the first on."""
-        rooms = cycle(self._rooms())
+        """Yield the batches of the days, in order, from batch ``index`` of the first day on."""
+        memory = cycle(self._memory())
         plans = (
-            _Plan(day, pool, first, next(rooms))
+            _Plan(day, pool, first, next(memory))
             for day in days
             for pool, first in self._visit(day).pools(index if day == days.start else 0)
         )
         read = map(self._read, plans) if isinstance(self.log, Log) else read_ahead(plans, self._read)
-        for day, pool, rows, places_of_batches in read:
-            for places in places_of_batches:
-                yield Drawn(day, self._gather(rows, places), pool, places)
+        for day, pool, rows, positions_of_batches in read:
+            for positions in positions_of_batches:
+                yield Drawn(day, self._gather(rows, positions), pool, positions)
 
     def _rows(self, day: int) -> range:
         return range(self.log.starts[max(0, day - self.width + 1)], self.log.starts[day + 1])
 
     def _visit(self, day: int) -> Visit:
-        log, rows, room = self.log, self.pool_rows, None
+        log, rows, limits = self.log, self.pool_rows, None
         if not isinstance(log, Log):
             assert rows is not None
-            room = Room(rows, log.row_group, log.row_groups)
+            limits = DiskLimits(rows, log.row_group, log.row_groups)
         steps = self.steps(day)
-        return Visit(self._rows(day), day, self.draw, self.batch_size, steps, self.seed, self.rank, self.ranks, room)
+        return Visit(self._rows(day), day, self.draw, self.batch_size, steps, self.seed, self.rank, self.ranks, limits)
 
-    def _rooms(self) -> list[Batch | None]:
-        """Return memory for two pools, used in turn: one is read while batches are copied out of the other."""
+    def _memory(self) -> list[Batch | None]:
+        """Return memory for two pools, used alternately: one is read while batches are copied from the other."""
         if isinstance(self.log, Log):
             return [None]
         assert self.pool_rows is not None
         rows = min(self.pool_rows, self.log.starts[-1] - self.log.starts[0])
         return [empty(self.log.schema, rows) for _ in range(2)]
 
-    def _read(self, plan: _Plan) -> _Held:
-        day, pool, first, room = plan
+    def _read(self, plan: _Plan) -> _LoadedPool:
+        day, pool, first, memory = plan
         if isinstance(self.log, Log):
-            (rows,) = pool.stretches
-            held = Batch(*(part[rows.start : rows.stop] for part in self.log.rows))
+            (rows,) = pool.ranges
+            loaded = Batch(*(part[rows.start : rows.stop] for part in self.log.rows))
         else:
-            held = self.log.read(pool.stretches, room)
-        return _Held(day, pool, held, pool.places(first))
+            loaded = self.log.read(pool.ranges, memory)
+        return _LoadedPool(day, pool, loaded, pool.positions(first))
 
-    def _gather(self, rows: Batch, places: Tensor) -> Batch:
+    def _gather(self, rows: Batch, positions: Tensor) -> Batch:
         if not (self.pin and torch.cuda.is_available()):
-            return Batch(*(part.index_select(0, places) for part in rows))
-        room = Batch(*(part.new_empty(len(places), part.shape[1], pin_memory=True) for part in rows))
-        return Batch(*(torch.index_select(a, 0, places, out=b) for a, b in zip(rows, room, strict=True)))
+            return Batch(*(part.index_select(0, positions) for part in rows))
+        pinned = Batch(*(part.new_empty(len(positions), part.shape[1], pin_memory=True) for part in rows))
+        return Batch(*(torch.index_select(a, 0, positions, out=b) for a, b in zip(rows, pinned, strict=True)))
 
 
 class Stream:
-    """The batches of a moving window, one after another, with its day: ``for day, batch in stream``.
+    """The batches of a moving window, each with its day: ``for day, batch in stream``.
 
-    It is at a position, not at a start: iterating goes on from where it is, and after ``load_state_dict`` from there,
-    in a loop that is under way too.
+    A stream has a position. Iterating starts at that position, not at the first batch. ``load_state_dict`` changes it,
+    also inside a running loop.
 
     Args:
-        window: what is drawn.
-        days: how many day partitions, the first ones of the log.
+        window: the moving window.
+        days: number of day partitions, from the start of the log.
 
     Raises:
-        ValueError: if the log does not have so many days.
+        ValueError: if the log has fewer days.
 
     >>> from surefoot.lab.sources import synthetic
     >>> stream = MovingWindow(synthetic.make(days=3, rows_per_day=100), batch_size=50).stream(days=3)
@@ -232,12 +233,12 @@ class Stream:
 
     @property
     def position(self) -> tuple[int, int]:
-        """The day and the index in it of the batch that comes next; (days, 0) at the end."""
+        """The day of the next batch, and its index in that day; (days, 0) at the end."""
         return self._day, self._index
 
     @property
     def steps(self) -> int:
-        """How many batches the whole stream has."""
+        """Number of batches of the whole stream."""
         return sum(self.window.steps(day) for day in range(self.days))
 
     def __iter__(self) -> Self:
@@ -249,7 +250,7 @@ class Stream:
         try:
             drawn = next(self._drawn)
         except BaseException:
-            self._move_to(*self.position)  # so that going on tries again, instead of ending
+            self._move_to(*self.position)  # the next call tries again; a failed generator would just end
             raise
         self._last = drawn
         self._index += 1
@@ -258,18 +259,18 @@ class Stream:
         return drawn.day, drawn.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what the draws depend on, in plain numbers."""
+        """Return the position and the settings that the draws depend on, as plain numbers."""
         return {"day": self._day, "index": self._index, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to the position of a state: the batches from there on are those that followed it then.
+        """Move to the position of a state; the same batches follow as followed when the state was taken.
 
         Raises:
-            ValueError: if the state is of a stream that draws otherwise, or its position is not in this one.
+            ValueError: if the state is of a stream with other settings, or its position is not in this one.
         """
         for name, mine in self._identity().items():
             if (theirs := state.get(name, _FIRST_STATES.get(name))) != mine:
-                raise ValueError(f"state has {name} {theirs}; expected {mine}, as this stream draws")
+                raise ValueError(f"state has {name} {theirs}; expected {mine}, the value of this stream")
         day, index = state["day"], state["index"]
         steps = self.window.steps(day) if 0 <= day < self.days else int(day == self.days)
         if not 0 <= index < steps:
@@ -277,7 +278,7 @@ class Stream:
         self._move_to(day, index)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what the draws depend on; the rank apart, so that one rank's state serves them all."""
+        """Return the settings that the draws depend on, without the rank: the state of one rank serves all ranks."""
         window = self.window
         names = ("batch_size", "width", "steps_per_day", "seed", "ranks", "pool_rows")
         numbers = {name: getattr(window, name) for name in names} | {"draw": window.draw.value}
