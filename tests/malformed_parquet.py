@@ -68,7 +68,7 @@ PARQUET = {
     "flipped bytes at the end": Case({"log.parquet": flipped(WHOLE, 0.8)}, ("log.parquet cannot be read",)),
     "text named .parquet": Case({"log.parquet": FILE}, ("log.parquet cannot be read", "it was cut short or is none")),
     "parquet named .csv": Case({"log.csv": WHOLE}, ("log.csv is a parquet file by its first bytes", ".parquet")),
-    "no rows": Case(parquet(**EMPTY), ("no row left",)),
+    "no rows": Case(parquet(**EMPTY), ("has no rows to prepare",)),
     "no rows, beside others": Case(several(a={}, b=EMPTY)),
     "missing column": Case(parquet(price=None), ("log.parquet has no column 'price'", "it has date, user, click")),
     "missing column in the second file": Case(several(a={}, b={"price": None}), ("b.parquet has no column 'price'",)),
@@ -206,9 +206,9 @@ FOLDERS = {
         {"date=__HIVE_DEFAULT_PARTITION__.csv": FILE.replace(b"date", b"day")}, ("has no column 'date'",)
     ),
     "a circle of links": Case(_looped),
-    "a link to nothing": Case(lambda folder: (folder / "log.csv").symlink_to("gone.csv"), ("log.csv is not there",)),
-    "a link to itself": Case(lambda folder: (folder / "log.csv").symlink_to("log.csv"), ("log.csv is not there",)),
-    "a pipe": Case(lambda folder: os.mkfifo(folder / "log.csv"), ("log.csv is no file",)),
+    "a link to nothing": Case(lambda folder: (folder / "log.csv").symlink_to("gone.csv"), ("log.csv does not exist",)),
+    "a link to itself": Case(lambda folder: (folder / "log.csv").symlink_to("log.csv"), ("log.csv does not exist",)),
+    "a pipe": Case(lambda folder: os.mkfifo(folder / "log.csv"), ("log.csv is not a file",)),
     "a file that cannot be read": Case(
         lambda folder: (folder / "log.csv").symlink_to("/proc/self/mem"),
         ("log.csv cannot be read", "nput/output error"),

@@ -1,4 +1,4 @@
-"""Small logs as they come: text and parquet files of a few rows, and a description that fits them."""
+"""Small logs before preparation: text and parquet files of a few rows, and a description that fits them."""
 
 from collections.abc import Mapping
 from pathlib import Path

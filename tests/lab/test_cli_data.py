@@ -73,7 +73,7 @@ def test_look_write_prepare_add(folder: Path):
         "a file in the way": (["check", "log", "--suggest", "schema.toml"], "schema.toml exists; expected a new file"),
         "something else in the way": (
             ["prepare", "log", "log", "--schema", "schema.toml", "--out", "log"],
-            "log is there and is no prepared log; expected a new folder",
+            "log exists and is not a prepared log; expected a new folder",
         ),
     },
 )

@@ -88,7 +88,7 @@ def find_files(path: str) -> tuple[str, ...]:
         InputError: if there is none.
     """
     system, inside = locate(path)
-    with told(path):
+    with input_errors(path):
         info = system.get_file_info(inside)
         if info.type == fs.FileType.NotFound:
             raise InputError(f"{path} is not there; expected a folder or a file of a log")
@@ -144,7 +144,7 @@ def in_path(path: str) -> dict[str, str]:
 
 
 @contextmanager
-def told(path: str, where: Callable[[], str] = str) -> Iterator[None]:
+def input_errors(path: str, where: Callable[[], str] = str) -> Iterator[None]:
     """Turn what a reader raises into a sentence about the file."""
     try:
         yield

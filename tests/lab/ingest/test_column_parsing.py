@@ -292,10 +292,10 @@ def test_several_ids_stand_in_a_cell():
 @over(
     "wrong",
     {
-        "a format that tells no day": (lambda: Day(column="t", format="%H:%M"), "tells a day"),
-        "a format that is none": (lambda: Day(column="t", format="%Y-%m-%d %I:%M"), "tells a day"),
-        "an encoding that is none": (lambda: Csv(encoding="klingon"), "one that Python knows"),
-        "an encoding of bytes": (lambda: Csv(encoding="base64"), "one that Python knows"),
+        "a format that tells no day": (lambda: Day(column="t", format="%H:%M"), "expected a format with year"),
+        "a format that is none": (lambda: Day(column="t", format="%Y-%m-%d %I:%M"), "expected a format with year"),
+        "an encoding that is none": (lambda: Csv(encoding="klingon"), "one of Python"),
+        "an encoding of bytes": (lambda: Csv(encoding="base64"), "one of Python"),
         "a separator of lines": (lambda: Csv(separator="\r\n"), "neither a line's end nor the quote"),
         "a separator that is the quote": (lambda: Csv(separator="'", quote="'"), "neither a line's end nor the quote"),
         "a separator of NUL": (lambda: Csv(separator="\0"), "nor NUL"),

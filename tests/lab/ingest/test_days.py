@@ -104,7 +104,7 @@ def test_repeated_rows_are_rejected_and_named(tmp_path: Path):
     for name in "ab":
         (tmp_path / "log" / f"{name}.csv").write_text("\n".join((HEADER, *ROWS, ROWS[0])))
     report = prepare(source_of(tmp_path / "log", repeated="reject"), tmp_path / "out", stretch=2)
-    again, first, second = "expected no row equal to one before it", "2024-05-01", "2024-05-02"
+    again, first, second = "expected no row equal to an earlier one", "2024-05-01", "2024-05-02"
     named = [
         ("a.csv", 5, first),
         *(("b.csv", row, first) for row in (1, 2, 5)),

@@ -161,7 +161,7 @@ def test_late_rows_of_old_days_are_rejected_and_named(tmp_path: Path):
     report = prepare(source_of(tmp_path / "log"), tmp_path / "out", max_rejected=0.5)
     assert (report.rows_in, report.rows_out, sum(report.rejected.values())) == (7, 6, 1)
     assert rejected_rows(tmp_path / "out") == [
-        ("b.csv", 2, "day", "2024-05-02", "expected a day after 2024-05-02, the last one prepared")
+        ("b.csv", 2, "day", "2024-05-02", "expected a day after 2024-05-02, the last prepared day")
     ]
     assert day_rows(tmp_path / "out", "2024-05-03")["user"].to_list() == [2, UNSEEN]
 
@@ -222,7 +222,7 @@ def test_a_folder_of_something_else_is_left_alone(name: str, tmp_path: Path):
     (tmp_path / "log" / "a.csv").write_bytes(FILE)
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=f"{name} (is there and is no prepared log|has thesis.tex in it)"):
+    with pytest.raises(InputError, match=f"{name} (exists and is not a prepared log|has thesis.tex in it)"):
         prepare(source_of(tmp_path / "log"), tmp_path / "out")
     assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
 

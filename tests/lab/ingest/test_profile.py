@@ -75,7 +75,7 @@ def test_unseen_ids_and_the_largest_shift_by_day(tmp_path: Path):
     expected = (rows.filter(date=DAYS[4])["seen"].mean() - earlier.mean()) / earlier.std(ddof=0)  # pyright: ignore
     assert (found.days[4].shift, found.days[4].shift_of) == (pytest.approx(expected, rel=1e-4), "seen")
     assert (
-        f"on {DAYS[4]} the mean of seen is {expected:+.1f} standard deviations from that of the days before"
+        f"on {DAYS[4]} the mean of seen is {expected:+.1f} standard deviations from that of the earlier days"
         in found.warnings
     )
 
@@ -96,44 +96,47 @@ ODD: dict[str, tuple[Change, str]] = {
     "a gap": (lambda rows: rows.filter(pl.col("date") != DAYS[2]), "1 gaps between days, the first from 2024-05-02 to"),
     "a last day cut short": (
         lambda rows: rows.filter((pl.col("date") != DAYS[5]) | (pl.int_range(pl.len()) % 20 == 0)),
-        "the last day, 2024-05-06, has 20 rows, and a usual one 400: is it whole?",
+        "the last day, 2024-05-06, has 20 rows, while the median is 400: is it complete?",
     ),
-    "a constant": (lambda rows: rows.with_columns(age=pl.lit(1.0)), "age: the same value wherever there is one"),
+    "a constant": (lambda rows: rows.with_columns(age=pl.lit(1.0)), "age: the same value in all rows with a value"),
     "nothing": (lambda rows: rows.with_columns(age=pl.lit(None, pl.Float64)), "age: no value in any row"),
     "an id for each row": (
         lambda rows: rows.with_columns(user=pl.int_range(pl.len())),
-        "user has a value of its own in",
+        "user has a different value in",
     ),
     "the answer": (
         lambda rows: rows.with_columns(seen=pl.col("click") * 3.0 + pl.col("age") / 1000),
-        "seen alone tells click with an AUC of 1.000: is it known before the event?",
+        "seen alone predicts click with an AUC of 1.000: is it known before the event?",
     ),
     "a value that is only there after the event": (
         lambda rows: rows.with_columns(seen=pl.when(pl.col("click") == 1).then(pl.col("seen"))),
-        "seen alone tells click with an AUC of 1.000",
+        "seen alone predicts click with an AUC of 1.000",
     ),
     "both ends": (
         lambda rows: rows.with_columns(seen=pl.col("click") * (200 * (pl.int_range(pl.len()) % 2) - 100.0)),
-        "seen alone tells click with an AUC of 1.000",
+        "seen alone predicts click with an AUC of 1.000",
     ),
     "most of it": (
         lambda rows: rows.with_columns(seen=pl.col("click") * 2.5 + pl.col("age") / 10),
-        "seen alone tells click with an AUC of 0.9",
+        "seen alone predicts click with an AUC of 0.9",
     ),
     "an id of few values": (
         lambda rows: rows.with_columns(user=pl.col("click") * 10 + pl.int_range(pl.len()) % 3),
-        "user alone tells click with an AUC of 1.000",
+        "user alone predicts click with an AUC of 1.000",
     ),
     "a regression's answer": (
         lambda rows: rows.with_columns(seen=1 / (0.1 + pl.col("watch"))),
-        "seen alone tells watch up to 100% of the variance of its ranks",
+        "seen alone predicts watch up to 100% of the variance of its ranks",
     ),
     "rows twice": (
         lambda rows: pl.concat([rows, rows[:3], rows[:1]]),
-        "4 rows are equal to a row before them, in all described columns, on the same day; they are kept",
+        "4 rows are equal to an earlier row of the same day in all described columns; they are kept",
     ),
-    "its opposite": (lambda rows: rows.with_columns(seen=-1.0 * pl.col("click")), "seen alone tells click with an AUC"),
-    "two days": (lambda rows: rows.filter(pl.col("date") <= DAYS[1]), "there are 2 days; a study needs at least 3"),
+    "its opposite": (
+        lambda rows: rows.with_columns(seen=-1.0 * pl.col("click")),
+        "seen alone predicts click with an AUC",
+    ),
+    "two days": (lambda rows: rows.filter(pl.col("date") <= DAYS[1]), "there are 2 days; a study needs 3"),
 }
 
 
@@ -154,5 +157,5 @@ def test_pseudo_days_and_rejected_rows_are_told(tmp_path: Path):
         ("rows-000002", 799),
     ]
     assert any("pseudo-days" in warning for warning in found.warnings)
-    assert found.rejected == {"click: expected 0 or 1, the label click is binary": 1}
+    assert found.rejected == {"click: expected 0 or 1, since the label click is binary": 1}
     assert f"{tmp_path}/log.parquet row 8, column click: '2'" in found.first_rejected[0]

@@ -8,14 +8,14 @@ import pytest
 from surefoot.errors import InputError
 from surefoot.lab.ingest.description import Csv
 from surefoot.lab.ingest.reader import Rejections
-from surefoot.lab.ingest.source import Side, as_numbers, notes_on
+from surefoot.lab.ingest.source import SideTable, as_numbers, notes_on
 
 COLUMNS = ("id", "kind", "owner")
 
 
-def side(path: Path, *lines: str, rejected: Rejections | None = None) -> Side:
+def side(path: Path, *lines: str, rejected: Rejections | None = None) -> SideTable:
     path.write_text("\n".join(["id,kind,unread,owner", *lines]) + "\n", encoding="utf-8")
-    return Side.read(
+    return SideTable.read(
         str(path),
         Csv(),
         COLUMNS,
@@ -96,7 +96,7 @@ def test_a_table_without_rows_knows_nobody(tmp_path: Path):
 def test_a_missing_column_is_named(tmp_path: Path):
     (tmp_path / "s.csv").write_text("id,kind\n1,k\n")
     with pytest.raises(InputError, match="has no column 'owner'"):
-        Side.read(str(tmp_path / "s.csv"), Csv(), COLUMNS, key="id", rejected=Rejections())
+        SideTable.read(str(tmp_path / "s.csv"), Csv(), COLUMNS, key="id", rejected=Rejections())
 
 
 def test_numbers_of_ids():

@@ -10,7 +10,7 @@ import pytest
 from properties import over
 from raw_logs import described
 from slow import SlowVocabulary
-from surefoot.lab.ingest.vocabularies import MISSING, UNSEEN, Moments, Past, Vocabulary, hashed
+from surefoot.lab.ingest.vocabularies import MISSING, UNSEEN, FeatureEncoder, Moments, Vocabulary, hashed
 
 DAYS: list[int] = [400, 1, 90, 0, 2000, 15]  # rows
 
@@ -79,7 +79,7 @@ def test_a_constant_has_the_deviation_one(value: float):
 
 
 def test_no_number_becomes_infinite():
-    past = Past(described(dense=["price"]))
+    past = FeatureEncoder(described(dense=["price"]))
     day = {"user": pl.Series([1, 1]), "click": pl.Series([0.0, 1.0])}
     for prices in ([1e-30, 3e-30], [3e38, -3e38]):
         piece = pl.DataFrame(day | {"price": pl.Series(prices, dtype=pl.Float32)})
@@ -111,7 +111,7 @@ def test_hashes_stay_for_ever():
 
 
 def test_hashed_ids_leave_room_for_the_missing():
-    past = Past(described(categorical=[{"name": "user", "hash": 7}], dense=[]))
+    past = FeatureEncoder(described(categorical=[{"name": "user", "hash": 7}], dense=[]))
     users = pl.Series([*range(-500, 500), None])
     piece = pl.DataFrame({"user": users, "click": pl.repeat(0.0, len(users), eager=True)})
     ids = past.encoded(piece)["user"]

@@ -139,7 +139,7 @@ def test_rows_in_are_rows_out_and_rows_rejected(tmp_path: Path):
     by_column = Counter(key.split(":")[0] for key in report.rejected for _ in range(report.rejected[key]))
     assert by_column == {
         **dict.fromkeys(("is_click", "play_time_ms", "date", "is_hate", "expected 19 cells, found 3"), 1),
-        "expected no row equal to one before it": 2,
+        "expected no row equal to an earlier one": 2,
     }
     assert report.days == {"2022-04-10": 20, "2022-05-08": 1}
     assert "CC BY-SA 4.0" in PreparedLog.open(tmp_path / "out").notice
@@ -295,7 +295,7 @@ def test_side_files_without_rows_are_told_and_their_features_missing(tmp_path: P
         table(folder / "data" / f"{name}.csv", header, [])
     source = kuairand.source(str(folder))
     assert source.notes == tuple(
-        f"{folder}/data/{name}.csv has no rows: what it tells is missing in every row of the log" for name in FILES[2:]
+        f"{folder}/data/{name}.csv has no rows: its features are missing in every row of the log" for name in FILES[2:]
     )
     rows = typed_rows(source)
     assert len(rows) == 2

@@ -28,7 +28,7 @@ from surefoot.errors import InputError
 from surefoot.files import parse_json
 from surefoot.lab.data.dayfile import GROUP, ROW_GROUP, DayFile, StoredDay, columns_of, empty, fill
 from surefoot.lab.data.schema import Batch, Categorical, Log, Schema, Task, repartitioned
-from surefoot.lab.file_discovery import locate, told
+from surefoot.lab.file_discovery import input_errors, locate
 from surefoot.tasks import TaskKind
 
 MANIFEST = "prepared.json"
@@ -302,7 +302,7 @@ class PreparedLog:
 def _manifest(filesystem: fs.FileSystem, root: str, folder: str) -> dict[str, Any]:
     """Read a prepared folder's manifest."""
     path = f"{root}/{MANIFEST}"
-    with told(f"{folder}/{MANIFEST}"):
+    with input_errors(f"{folder}/{MANIFEST}"):
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             there = filesystem.get_file_info(root).type != fs.FileType.NotFound

@@ -146,7 +146,7 @@ class Log:
 
     def __post_init__(self) -> None:
         if self.rows.categorical.is_floating_point():
-            raise InputError(f"{self.name}: ids have type {self.rows.categorical.dtype}; expected integers")
+            raise InputError(f"{self.name}: ids are of type {self.rows.categorical.dtype}; expected integers")
         for day, (start, stop) in zip(self.days, pairwise(self.starts), strict=True):
             if start == stop:
                 raise InputError(f"{self.name}: day {day} has no rows; expected at least one in every day partition")

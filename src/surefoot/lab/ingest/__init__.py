@@ -1,1 +1,1 @@
-"""From the files of a data set to a prepared log."""
+"""Converts logs from files into prepared logs."""

@@ -1,4 +1,4 @@
-"""From a file's cells to a description's columns: ids, numbers and labels, each cell checked, each bad row named."""
+"""Converts a file's cells to the columns of a description: ids, numbers, labels. Rows with bad cells are rejected."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ LONGEST_ID = 4096  # bytes
 
 
 def typed(frame: pl.DataFrame, description: Description, path: str, rejected: Rejections) -> pl.DataFrame:
-    """Return the rows as a description's columns, by its names; the bad ones go to ``rejected``.
+    """Return the good rows with the description's columns; bad rows go to ``rejected``.
 
-    ``day`` is text (none where days are positions), ``__order__`` sorts a day's rows, ``__group__`` is the value of
-    the group as it is. Ids are text or ``Int64``, lists where there are several; dense columns are ``Float32`` with
-    nulls where there is no value, clipped and transformed; labels are ``Float32``, NaN where the row does not count.
+    ``day`` is text (absent for pseudo-days), ``__order__`` sorts the rows of a day, ``__group__`` is the group's
+    unchanged value. Ids are text or ``Int64``, or lists of these. Dense columns are ``Float32``, clipped and
+    transformed, with nulls for missing values. Labels are ``Float32``, NaN where the row does not count for the task.
 
     Raises:
-        InputError: if a column is of a type that cannot be what it is described as.
+        InputError: if the type of a column does not fit its description.
     """
     _refuse_types(frame, description, path)
     times = [description.day.column] * (description.day.unit is not None) + [description.day.order]
@@ -51,7 +51,7 @@ def typed(frame: pl.DataFrame, description: Description, path: str, rejected: Re
 
 
 def _good(frame: pl.DataFrame, checks: Sequence[Check], path: str, rejected: Rejections) -> pl.DataFrame:
-    """Name the rows that a check finds bad, by the first that does; return the others."""
+    """Reject each row that fails a check, with the reason of the first one that it fails; return the other rows."""
     bad = frame.select(check.bad.fill_null(False).alias(str(i)) for i, check in enumerate(checks))
     good = ~bad.select(any=pl.any_horizontal(pl.all()))["any"] if checks else pl.Series([True])
     if good.all():
@@ -64,7 +64,7 @@ def _good(frame: pl.DataFrame, checks: Sequence[Check], path: str, rejected: Rej
 
 
 def count_missing(frame: pl.DataFrame, description: Description) -> Counter[str]:
-    """Count, in typed rows, the dense values that are missing, and the ids beyond a column's width."""
+    """Count missing dense values, and cells with more ids than the column's width, in the rows of ``typed``."""
     counts: Counter[str] = Counter()
     for column in description.dense:
         counts[f"missing {column.name}"] = frame[column.name].null_count()
@@ -133,7 +133,7 @@ def _id(frame: pl.DataFrame, column: str) -> pl.Expr:
 def _whole_or_text(kind: Any, value: pl.Expr) -> pl.Expr:
     if kind == pl.UInt64:
         return value.reinterpret(signed=True)
-    if kind.is_float():  # whole numbers with gaps, as pandas keeps them
+    if kind.is_float():  # pandas stores whole numbers with missing values as floats
         return value.fill_nan(None).cast(pl.Int64, strict=False)
     if kind.is_integer() or kind in (pl.Boolean, pl.Null):
         return value.cast(pl.Int64)
@@ -164,7 +164,7 @@ def _id_checks(frame: pl.DataFrame, column: str, separator: str | None = None) -
             too_long = parts.list.eval(pl.element().str.len_bytes()).list.max() > LONGEST_ID
         yield Check(column, too_long, f"expected an id of at most {LONGEST_ID} bytes")
     if kind in (pl.Date, pl.Datetime):
-        yield Check(column, ~has_year(kind, value), "expected an id, and as one a date of the years 1 to 9999")
+        yield Check(column, ~has_year(kind, value), "expected an id; a date as an id must be of the years 1 to 9999")
     if kind.is_float():
         digits = 24 if kind == pl.Float32 else 53
         broken = value.is_not_nan() & ((value != value.round()) | (value.abs() >= 2**digits))
@@ -178,7 +178,7 @@ def _dense(frame: pl.DataFrame, column: DenseColumn) -> pl.Expr:
     value = number(frame, column.source)
     known = pl.when(value.is_finite() & ~value.is_in(column.missing) if column.missing else value.is_finite())
     changed = _transformed(known.then(value), column.clip, column.transform).cast(pl.Float32)
-    return pl.when(changed.is_finite()).then(changed)  # what is beyond float32 is missing too
+    return pl.when(changed.is_finite()).then(changed)  # a value beyond float32 counts as missing
 
 
 def _transformed(value: pl.Expr, clip: tuple[float, float] | None, transform: str) -> pl.Expr:
@@ -199,9 +199,9 @@ def _label(frame: pl.DataFrame, label: LabelColumn) -> tuple[pl.Expr, list[Check
         counts = (number(frame, label.mask).fill_nan(None) != 0).fill_null(False)
     if label.optional:
         counts = counts & told.is_not_null()
-    odd, expected = ~told.is_finite() | ~value.is_finite(), f"expected a finite number, the label {label.name} is one"
+    odd, expected = ~told.is_finite() | ~value.is_finite(), f"expected a finite number for the label {label.name}"
     if label.kind == "binary":
-        expected = f"expected 0 or 1, the label {label.name} is binary"
+        expected = f"expected 0 or 1, since the label {label.name} is binary"
     if label.kind == "binary" and label.at_least is None:
         odd = (value != 0) & (value != 1)
     missing = "the row has no label; expected one (optional = true where a label may be missing)"

@@ -1,6 +1,6 @@
-"""How a data set is described: which column says what, in TOML or in Python, and what such a description may not say.
+"""The description of a data set, in TOML or in Python, and its checks: the meaning of each column of the files.
 
-A description is about the log as it comes; ``Schema`` is about the tensors that it becomes.
+A description is about the files; ``Schema`` is about the tensors made from them.
 """
 
 from collections import Counter
@@ -26,18 +26,17 @@ class _Part(BaseModel, frozen=True, extra="forbid"):
 
 
 class Day(_Part, frozen=True):
-    """Which day a row belongs to: a column of dates or times, the path of its file, or its position.
+    """How to find the day of a row: from a column of dates or times, from its file, or from its position.
 
     Args:
-        column: a date, a time, a text such as 2024-05-01 or 20240501, or a number since 1970 with a ``unit``. A column
-            that no file has may be in the path, ``day=2024-05-01/``.
-        format: of a text, as in ``strptime``; by default both forms above.
-        unit: of a number.
-        offset_hours: from the log's clock to the local one, whose midnight parts the days.
-        order: a column that sorts the rows of a day; by default they keep the files' order, or that of the times in
-            ``column``.
-        file: every file is a day, in the files' natural order.
-        rows: for a log without time, pseudo-days of so many rows each, in the log's order.
+        column: dates, times, text such as 2024-05-01 or 20240501, or numbers since 1970 with a ``unit``. The column may
+            also be in the path of the files: ``day=2024-05-01/``.
+        format: ``strptime`` format of text; by default the two forms above.
+        unit: unit of numbers.
+        offset_hours: hours to add to the log's times to get local time; days begin at local midnight.
+        order: column that sorts the rows of a day; by default the times in ``column``, or else the order in the files.
+        file: every file is a day, in the natural order of the files' names.
+        rows: for a log without time: rows of a pseudo-day; rows keep the order of the files.
     """
 
     column: str | None = None
@@ -52,7 +51,7 @@ class Day(_Part, frozen=True):
     @classmethod
     def _tells_a_day(cls, value: str | None) -> str | None:
         if value is not None and _tried(value).date() != _MOMENT.date():
-            raise ValueError(f"format is {value!r}; expected one that tells a day, as %d.%m.%Y does")
+            raise ValueError(f"format is {value!r}; expected a format with year, month and day, such as %d.%m.%Y")
         return value
 
     @model_validator(mode="after")
@@ -66,17 +65,17 @@ class Day(_Part, frozen=True):
 
     @property
     def pseudo(self) -> bool:
-        """Whether the days are only positions."""
+        """Whether the days are pseudo-days, made by position."""
         return self.rows is not None
 
     @property
     def timed(self) -> bool:
-        """Whether the format tells the time too."""
+        """Whether the format includes the time of day."""
         return self.format is not None and _tried(self.format).hour == _MOMENT.hour
 
 
 def _tried(form: str) -> datetime:
-    """Return a moment as it comes back from a text in this format; another one if it does not."""
+    """Format a fixed time and parse it back; return ``datetime.min`` if that fails."""
     try:
         return pl.select(parsed(pl.lit(_MOMENT).dt.strftime(form), form)).item() or datetime.min
     except pl.exceptions.ComputeError:
@@ -84,7 +83,7 @@ def _tried(form: str) -> datetime:
 
 
 def parsed(text: pl.Expr, form: str) -> pl.Expr:
-    """Return the times of texts in a format, which may tell hours without minutes; null where a text is in another."""
+    """Parse text to times, null if it does not have the format; the format may have hours without minutes."""
     if "%H" in form and "%M" not in form:
         text, form = text + " 00", f"{form} %M"
     return text.str.to_datetime(form, strict=False, time_unit="us")
@@ -92,7 +91,7 @@ def parsed(text: pl.Expr, form: str) -> pl.Expr:
 
 class _Column(_Part, frozen=True):
     name: str = Field(min_length=1)
-    column: str = ""  # in the file, if named otherwise there
+    column: str = ""  # name in the file, if different
 
     @field_validator("name")
     @classmethod
@@ -100,7 +99,7 @@ class _Column(_Part, frozen=True):
         if not value.isprintable() or value == "*" or (value.startswith("^") and value.endswith("$")):
             raise ValueError(
                 f"name is {value!r}; expected printable characters, and neither * nor ^...$, which mean many columns "
-                "(column = ... says what it is called in the file)"
+                "(column = ... gives the name in the file)"
             )
         return value
 
@@ -116,13 +115,13 @@ class _Column(_Part, frozen=True):
 
 
 class CategoricalColumn(_Column, frozen=True):
-    """An id: numbered from 2 in order of appearance; 0 is missing, 1 one that no day before had.
+    """An id column: values are numbered from 2 in order of appearance; 0 is missing, 1 if no earlier day had the value.
 
     Args:
-        separator: of the values in a cell that has several. A list column of parquet needs none.
-        width: values kept of a cell that has several; 1: it has one.
-        hash: rows of the table that values are hashed to, instead of a vocabulary.
-        min_count: rows, over the days before, from which on a value is known.
+        separator: separator of several values in a cell. A list column of parquet needs none.
+        width: most values of a cell; further values are dropped.
+        hash: number of rows of the embedding table that values are hashed to; without it, a vocabulary is kept.
+        min_count: a value is known once it was in this many rows of earlier days.
     """
 
     separator: str | None = Field(default=None, min_length=1)
@@ -143,15 +142,15 @@ class CategoricalColumn(_Column, frozen=True):
 
 
 class DenseColumn(_Column, frozen=True):
-    """A number. First ``missing`` values are set apart, then it is clipped, transformed and standardised.
+    """A numeric feature: missing values are found first; the others are clipped, transformed and standardised.
 
     Args:
-        clip: the least and the largest value, in the file's units.
+        clip: smallest and largest value, in the file's units.
         transform: ``log1p`` is sign(x) log(1 + |x|), for counts and durations.
-        standardise: subtract the mean and divide by the standard deviation of the days before; the first day, which is
-            never scored, of its own.
-        missing: numbers that mean that there is none. These, nulls and non-finite numbers become 0 after all else: the
-            mean where it is standardised.
+        standardise: subtract the mean and divide by the standard deviation of all earlier days. The first day, which is
+            never scored, uses its own.
+        missing: numbers that mean a missing value. These, nulls and non-finite numbers become 0 at the end, which is
+            the mean of a standardised column.
     """
 
     clip: tuple[float, float] | None = None
@@ -164,8 +163,8 @@ class DenseColumn(_Column, frozen=True):
     def _past_only(cls, value: object) -> object:
         if isinstance(value, str):
             raise ValueError(
-                f"standardise is {value!r}; expected true or false: true takes mean and deviation of the days before a "
-                "row's own, since statistics over the whole log tell a model of the future"
+                f"standardise is {value!r}; expected true or false: true uses mean and deviation of the days before a "
+                "row's day, since statistics over the whole log would leak the future"
             )
         return value
 
@@ -177,17 +176,17 @@ class DenseColumn(_Column, frozen=True):
 
 
 class LabelColumn(_Column, frozen=True):
-    """What a task predicts.
+    """A label: what a task predicts.
 
     Args:
         kind: binary (0 and 1, or false and true) or regression.
-        weight: of its loss.
-        judged: whether verdicts look at it.
-        at_least: 1 where the column is at least so much, 0 elsewhere: a binary label out of a number.
-        transform: of a regression label, as of a dense column.
-        clip: of a regression label, before the transform.
-        mask: a column; where it is 0, false or missing, the row does not count for this task.
-        optional: rows without a value do not count for this task; by default they are rejected.
+        weight: weight of the task's loss.
+        judged: whether a run's verdict and the selection of settings use the task.
+        at_least: makes a binary label from a number: 1 if the number is at least this, else 0.
+        transform: as for a dense column; regression only.
+        clip: smallest and largest value, applied before the transform; regression only.
+        mask: a column; a row where it is 0, false or missing does not count for this task.
+        optional: whether a row without a value does not count for this task; by default, such a row is rejected.
     """
 
     kind: Literal["binary", "regression"] = "binary"
@@ -211,20 +210,20 @@ class LabelColumn(_Column, frozen=True):
 
     @property
     def task(self) -> Task:
-        """The task that it makes."""
+        """The task of this label."""
         masked = self.mask is not None or self.optional
         return Task(self.name, TaskKind(self.kind), self.weight, self.judged, masked)
 
 
 class Csv(_Part, frozen=True):
-    """How text files are written; parquet files need none of it.
+    """The format of text files; not used for parquet files.
 
     Args:
-        separator: one character or several.
-        columns: their names, where the first line is not a header.
-        encoding: of the text.
-        quote: stands around cells that have separators or line ends in them; empty: a quote is text.
-        nulls: cells that mean that there is no value.
+        separator: one or more characters.
+        columns: names of the columns, if the first line is not a header.
+        encoding: encoding of the text.
+        quote: encloses cells with separators or line ends; if empty, quotes are ordinary text.
+        nulls: cells that mean a missing value.
     """
 
     separator: str = Field(default=",", min_length=1)
@@ -237,9 +236,9 @@ class Csv(_Part, frozen=True):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            "".encode(value)  # a name that lookup alone knows may be of bytes
+            "".encode(value)  # codecs.lookup would also accept codecs that are not for text
         except LookupError:
-            raise ValueError(f"encoding is {value!r}; expected one that Python knows, as utf-8 or latin-1") from None
+            raise ValueError(f"encoding is {value!r}; expected one of Python, such as utf-8 or latin-1") from None
         return value
 
     @model_validator(mode="after")
@@ -253,20 +252,20 @@ class Description(_Part, frozen=True):
     """A data set.
 
     Args:
-        name: of the data set.
-        day: which day a row belongs to.
-        categorical: the ids.
-        dense: the numbers.
-        label: what is predicted.
-        group: the column that the grouped AUC compares within, as a rule the user's.
-        after_event: columns that are known only after what the labels tell has happened, as a play time is after a
-            click: never features.
-        repeated: what becomes of a row that is equal to another of its day in all columns: kept, or rejected.
-        csv: how text files are written.
-        notice: what must be said wherever the data is offered.
+        name: name of the data set.
+        day: how to find the day of a row.
+        categorical: the id columns.
+        dense: the numeric features.
+        label: the labels.
+        group: column of the grouped AUC, which compares rows of the same group only; usually the user id.
+        after_event: columns that are known only after the labelled event, such as the play time after a click; they
+            are refused as features.
+        repeated: keep or reject a row that is equal, in all described columns, to an earlier row of its day.
+        csv: the format of text files.
+        notice: licence terms that every report must show.
 
     Raises:
-        pydantic.ValidationError: a ``ValueError``, if it cannot be.
+        pydantic.ValidationError: a ``ValueError``, if the description is not valid.
     """
 
     name: str = Field(default="log", min_length=1)
@@ -282,14 +281,14 @@ class Description(_Part, frozen=True):
 
     @model_validator(mode="after")
     def _no_leak(self) -> Self:
-        told = {label.source: f"label {label.name} is made of it" for label in self.label}
-        told |= {label.mask: f"it is the mask of label {label.name}" for label in self.label if label.mask}
-        told |= dict.fromkeys(self.after_event, "after_event names it")
+        reasons = {label.source: f"label {label.name} is made of it" for label in self.label}
+        reasons |= {label.mask: f"it is the mask of label {label.name}" for label in self.label if label.mask}
+        reasons |= dict.fromkeys(self.after_event, "after_event names it")
         for feature in (*self.categorical, *self.dense):
-            if (why := told.get(feature.source)) is not None:
+            if (why := reasons.get(feature.source)) is not None:
                 raise ValueError(
                     f"feature {feature.name} reads column {feature.source}, and {why}; expected only columns that are "
-                    "known before the event: a model that is shown the answer learns nothing else"
+                    "known before the event, since a model that sees the answer learns nothing else"
                 )
         return self
 
@@ -301,8 +300,8 @@ class Description(_Part, frozen=True):
         for name, count in names.items():
             if count > 1 or name in RESERVED:
                 raise ValueError(
-                    f"name {name} is used {count} times; expected a name of its own for each column (column = ... says "
-                    f"what it is called in the file), and none of {', '.join(RESERVED)}"
+                    f"name {name} is used {count} times; expected different names for all columns (column = ... gives "
+                    f"the name in the file), and none of {', '.join(RESERVED)}"
                 )
         return self
 
@@ -318,7 +317,7 @@ class Description(_Part, frozen=True):
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read from the files, each once."""
+        """The columns to read from the files, without repetition."""
         wanted = [each.source for each in (*self.categorical, *self.dense, *self.label)]
         wanted += [label.mask for label in self.label if label.mask]
         wanted += [column for column in (self.group, self.day.column, self.day.order) if column is not None]
@@ -326,7 +325,7 @@ class Description(_Part, frozen=True):
 
 
 def to_toml(description: Description) -> str:
-    """Return the description as TOML, without what is as by default.
+    """Return the description as TOML, without keys that have their default value.
 
     >>> made = Description(day=Day(column="date"), categorical=("user",), label=({"name": "click"},))
     >>> print(to_toml(made), end="")

@@ -1,4 +1,4 @@
-"""The second pass of a preparation: the days' rows to numbers, oldest first."""
+"""The second pass of a preparation: encodes the rows of each day as numbers, oldest day first."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,35 +16,35 @@ from surefoot.lab.ingest.description import Description
 from surefoot.lab.ingest.ingest_state import FILE, ExistingLog, Preparation, Progress
 from surefoot.lab.ingest.reader import ROW, Rejections
 from surefoot.lab.ingest.times import ORDER
-from surefoot.lab.ingest.vocabularies import Past
+from surefoot.lab.ingest.vocabularies import FeatureEncoder
 
-_PIECE = 1 << 18  # rows, where a whole day is held
+_PIECE = 1 << 18  # rows of a piece, if the whole day is in memory
 _TYPES = {"Int64": pl.Int64(), "String": pl.String()}
 
 
 def encode(description: Description, work: Preparation, before: ExistingLog, on_progress: Progress) -> None:
-    """Write the days that are not written yet, each by what was known before it; save what is known at the end.
+    """Write the days that are not written yet, each encoded with the days before it; save the encoder's state.
 
     Raises:
-        InputError: if there are no rows.
+        InputError: if no day has a row.
     """
-    past = Past(description)
+    encoder = FeatureEncoder(description)
     if before.manifest:
-        past.load(before.out / before.manifest["vocabularies"], before.manifest["moments"])
+        encoder.load(before.out / before.manifest["vocabularies"], before.manifest["moments"])
     days = sorted((path.name for path in (work.folder / "rows").iterdir()), key=natural)
     if not days:
-        raise InputError(f"{description.name} has no row left to prepare; expected some")
+        raise InputError(f"{description.name} has no rows to prepare; expected at least one")
     for i, day in enumerate(days):
         on_progress(f"encoding {day}", i / len(days))
         rows = _Rows(work, day, description)
         first = not i and not before.days
-        if first:  # it is never scored, and knows itself
+        if first:  # never scored, so it may be encoded with its own values
             for piece in rows:
-                past.note(piece, past.encoded(piece))
-            past.learn()
-        _encode_day(rows, past, work, is_known=first)
-        past.learn()
-    work.state["moments"] = past.save(work.folder / "vocabularies")
+                encoder.note(piece, encoder.encoded(piece))
+            encoder.learn()
+        _encode_day(rows, encoder, work, is_known=first)
+        encoder.learn()
+    work.state["moments"] = encoder.save(work.folder / "vocabularies")
     on_progress("encoding", 1.0)
 
 
@@ -52,8 +52,8 @@ def schema_of(description: Description, rows: dict[str, int]) -> Schema:
     """Return the schema of a prepared log.
 
     Args:
-        description: of the log.
-        rows: of each categorical column's table.
+        description: description of the log.
+        rows: embedding rows of each categorical column.
     """
     return Schema(
         tuple(Categorical(column.name, rows[column.name], column.width) for column in description.categorical),
@@ -63,18 +63,18 @@ def schema_of(description: Description, rows: dict[str, int]) -> Schema:
     )
 
 
-def _encode_day(rows: "_Rows", past: Past, work: Preparation, *, is_known: bool) -> None:
-    state, description = work.state, past.description
-    tables = {column.name: past.rows(column) for column in description.categorical}
+def _encode_day(rows: "_Rows", encoder: FeatureEncoder, work: Preparation, *, is_known: bool) -> None:
+    state, description = work.state, encoder.description
+    tables = {column.name: encoder.rows(column) for column in description.categorical}
     written = rows.day in state["encoded"]
     path = Path(day_path(work.folder / "days", rows.day))
     with nullcontext() if written else DayFile(path, schema_of(description, tables)) as file:
         for piece in rows:
-            encoded = past.encoded(piece)
+            encoded = encoder.encoded(piece)
             if file is not None:
                 file.write(encoded)
             if not is_known:
-                past.note(piece, encoded)
+                encoder.note(piece, encoded)
     if file is not None:
         work.note(f"day-{rows.day}", rows.rejected)
         state["encoded"][rows.day], state["columns"] = file.rows, tables
@@ -82,7 +82,7 @@ def _encode_day(rows: "_Rows", past: Past, work: Preparation, *, is_known: bool)
 
 
 class _Rows:
-    """The typed rows of a day in pieces, to be walked through several times; those to be sorted are held in memory."""
+    """The typed rows of a day in pieces, for repeated iteration. Only a day that must be sorted is held in memory."""
 
     def __init__(self, work: Preparation, day: str, description: Description) -> None:
         self.day, self.rejected = day, Rejections()
@@ -106,9 +106,9 @@ class _Rows:
         return rows.with_columns(pl.col(name).cast(kind) for name, kind in self._types.items())
 
     def _once(self, rows: pl.DataFrame, files: list[str]) -> pl.DataFrame:
-        """Reject the rows that are equal to one before them."""
+        """Reject each row that is equal to an earlier one."""
         columns = [name for name in rows.columns if name not in (ROW, FILE)]
         first = rows.select(pl.struct(columns).is_first_distinct()).to_series()
         for file, row in rows.filter(~first).select(FILE, ROW).iter_rows():
-            self.rejected.add(files[file], row, "", self.day, "expected no row equal to one before it")
+            self.rejected.add(files[file], row, "", self.day, "expected no row equal to an earlier one")
         return rows.filter(first)

@@ -1,4 +1,4 @@
-"""How far a preparation is: what the folder has already, and what is done of the work beside it."""
+"""The state of a preparation: the log that is in the output folder already, and the progress of the work."""
 
 import json
 import shutil
@@ -16,18 +16,18 @@ from surefoot.lab.ingest.description import Description
 from surefoot.lab.ingest.reader import Rejections, sentence
 
 STATE = "state.json"
-FILE = "__file__"  # the number of the one that a row is from
+FILE = "__file__"  # column with the number of a row's file
 _PARTS = {STATE, f"{STATE}.draft", "rows", "rejected", "days", "vocabularies"}
 Progress = Callable[[str, float], object]
 
 
 class ExistingLog:
-    """What is in the folder already."""
+    """The prepared log that is in the output folder already; empty if there is none."""
 
     def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
         self.out, self.manifest = out, manifest
         self.days: dict[str, int] = {each["day"]: each["rows"] for each in manifest.get("days", ())}
-        self.files: dict[str, int] = manifest.get("files", {})  # their sizes
+        self.files: dict[str, int] = manifest.get("files", {})  # size of each file in bytes
         self.types: dict[str, str] = manifest.get("types", {})
         self.report: dict[str, Any] = manifest.get("report", {})
         self.rejected, self.counts = Counter(self.report.get("rejected")), Counter(self.report.get("counts"))
@@ -39,12 +39,12 @@ class ExistingLog:
         """Read the manifest, if there is one.
 
         Raises:
-            InputError: if the folder is of something else.
+            InputError: if the folder holds anything else, or a log with another description.
         """
         if not (out / MANIFEST).exists():
             under_way = (partial(out) / STATE).exists()
             if out.exists() and not under_way and (not out.is_dir() or any(out.iterdir())):
-                raise InputError(f"{out} is there and is no prepared log; expected a new folder or one of this log")
+                raise InputError(f"{out} exists and is not a prepared log; expected a new folder, or one with this log")
             return cls(out, {})
         manifest = _json(out / MANIFEST)
         if manifest.get("description") != json.loads(description.model_dump_json()):
@@ -57,22 +57,22 @@ class ExistingLog:
             raise InputError(f"{out / MANIFEST} lacks or misstates {error}; expected it as prepared") from None
 
     def new(self, files: Iterable[str]) -> list[str]:
-        """Return the files that are not in the folder.
+        """Return the files that are not prepared yet.
 
         Raises:
-            InputError: if one that is has changed since.
+            InputError: if a prepared file has changed since.
         """
         for file in files:
-            if file in self.files and (size := look(file)[0]) != self.files[file]:
+            if file in self.files and (size := size_and_time(file)[0]) != self.files[file]:
                 raise InputError(
-                    f"{file} has {size} bytes, and {self.files[file]} when {self.out} was prepared; expected it as it "
-                    "was, and new rows in new files"
+                    f"{file} has {size} bytes, and {self.files[file]} when {self.out} was prepared; expected the "
+                    "unchanged file, and new rows in new files"
                 )
         return [file for file in files if file not in self.files]
 
 
 class Preparation:
-    """The folder of a preparation under way, and how far it is."""
+    """The working folder of a preparation, and its progress."""
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
         self.folder, self.state = folder, state
@@ -81,20 +81,20 @@ class Preparation:
     def under_way(
         cls, before: ExistingLog, description: Description, files: list[str], beside: tuple[str, ...], stretch: int
     ) -> "Preparation":
-        """Return the work as it stands, new if it was of other files or of another description.
+        """Continue an interrupted preparation, or start a new one if files or description have changed.
 
         Args:
-            before: what is in the folder already.
-            description: of the log.
-            files: that are to be added.
+            before: the log that is in the output folder already.
+            description: description of the log.
+            files: files to add.
             beside: files of side tables.
             stretch: rows held in memory.
 
         Raises:
-            InputError: if something else is in its folder.
+            InputError: if the working folder holds anything else.
         """
-        looks = [(file, *look(file)) for file in (*files, *beside)]
-        made_of = [description.model_dump_json(), stretch, *before.files, *looks]
+        seen = [(file, *size_and_time(file)) for file in (*files, *beside)]
+        made_of = [description.model_dump_json(), stretch, *before.files, *seen]
         digest = sha256(json.dumps(made_of).encode()).hexdigest()
         folder = partial(before.out)
         path = folder / STATE
@@ -103,7 +103,7 @@ class Preparation:
         if folder.exists():
             if others := {each.name for each in folder.iterdir()} - _PARTS:
                 raise InputError(
-                    f"{folder} has {min(others)} in it; expected no such folder, {before.out} is made there"
+                    f"{folder} has {min(others)} in it; expected no such folder, since {before.out} is prepared there"
                 )
             shutil.rmtree(folder)
         (folder / "rows").mkdir(parents=True)
@@ -114,11 +114,11 @@ class Preparation:
             "digest": digest,
             "files": files,
             "empty": [],
-            "file": 0,
-            "consumed": 0,  # rows of it
+            "file": 0,  # number of the current file
+            "consumed": 0,  # its rows that are done
             "rows_in": rows_in,
-            "at_start": [rows_in, 0],  # rows in and rows rejected when the file began
-            "position": (int(last) + 1) * per_day if per_day and last else 0,  # a pseudo-day that is not full stays so
+            "at_start": [rows_in, 0],  # rows read and rows rejected before the current file
+            "position": (int(last) + 1) * per_day if per_day and last else 0,  # an incomplete pseudo-day stays so
             "types": dict(before.types),
         }
         return cls(
@@ -127,11 +127,11 @@ class Preparation:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether a part of the work is done and saved."""
         return (self.folder / STATE).exists() and any((self.folder / "rows").iterdir())
 
     def save(self) -> None:
-        """Write down how far it is."""
+        """Save the progress."""
         draft = self.folder / f"{STATE}.draft"
         draft.write_text(json.dumps(self.state))
         draft.rename(self.folder / STATE)
@@ -141,33 +141,33 @@ class Preparation:
         self.state[name] = dict(Counter(self.state[name]) + counts)
 
     def note_beside(self, rejected: Rejections) -> None:
-        """Keep rows of side tables that were left out; they are no rows of the log."""
+        """Save the rejected rows of side tables; they do not count as rows of the log."""
         if rejected.rows:
             rejected.frame().write_parquet(self.folder / "rejected" / "beside.parquet")
 
     def note(self, part: str, rejected: Rejections) -> None:
-        """Keep rows that were left out; the same part again replaces what was kept of it."""
+        """Save and count rejected rows. A part that is done again after an interruption replaces its file."""
         if not rejected.rows:
             return
         rejected.frame().write_parquet(self.folder / "rejected" / f"{part}.parquet")
-        told: dict[str, str] = {}
+        first: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for row in rejected.rows:
             key = f"{row[2] + ': ' if row[2] else ''}{row[4]}"
             counts[key] += 1
-            told.setdefault(key, sentence(*row))
+            first.setdefault(key, sentence(*row))
         self.count("rejected", counts)
-        self.state["first_rejected"] = told | self.state["first_rejected"]
+        self.state["first_rejected"] = first | self.state["first_rejected"]
 
 
 def partial(out: Path) -> Path:
-    """Return the folder of the work for ``out``."""
+    """Return the working folder for ``out``."""
     out = out.absolute()
     return out.with_name(f"{out.name}.partial")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return what a file of ours says; nothing if it is damaged."""
+    """Read a JSON file; return an empty dictionary if it is damaged."""
     try:
         with open_regular(path) as file:
             return parse_json(file.read(), path)
@@ -175,8 +175,8 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def look(file: str) -> tuple[int, int]:
-    """Return a file's size and time, by which a change shows."""
+def size_and_time(file: str) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change in ns, to detect a change."""
     system, inside = locate(file)
     info = system.get_file_info(inside)
     return info.size or 0, info.mtime_ns or 0

@@ -10,7 +10,7 @@ _WORDS = {word: float(word.lower() == "true") for word in ("true", "True", "TRUE
 
 
 class Check(NamedTuple):
-    """Rows that a column rejects."""
+    """A check of a column: the rows where ``bad`` is true are rejected, with the reason."""
 
     column: str
     bad: pl.Expr
@@ -18,27 +18,27 @@ class Check(NamedTuple):
 
 
 def column_of(name: str) -> pl.Expr:
-    """Return the column of exactly this name: ``pl.col`` takes ``*`` and ``^...$`` for patterns."""
+    """Return the column with exactly this name; ``pl.col`` would read ``*`` and ``^...$`` as patterns."""
     is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
     return cs.by_name(name).as_expr() if is_pattern else pl.col(name)
 
 
 def with_numbers(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
-    """Read the numbers in columns of text, once for all that looks at them; ``number`` finds them."""
+    """Add the numbers of text columns to the frame, so that they are parsed once; ``number`` returns them."""
     text = [column for column in dict.fromkeys(columns) if frame.schema[column] == pl.String]
-    return frame.with_columns(_read(frame[column]).alias(_place(column)) for column in text)
+    return frame.with_columns(_read(frame[column]).alias(_parsed_name(column)) for column in text)
 
 
 def number(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """Return a column as ``Float64``, null where it has no value or is no number."""
-    return column_of(_place(column)) if frame.schema[column] == pl.String else column_of(column).cast(pl.Float64)
+    """Return a column as ``Float64``; null for a missing value or text that is not a number."""
+    return column_of(_parsed_name(column)) if frame.schema[column] == pl.String else column_of(column).cast(pl.Float64)
 
 
 def number_checks(frame: pl.DataFrame, column: str) -> Iterator[Check]:
-    """Yield what rejects cells that are no numbers; a column of numbers has none of them."""
+    """Yield the check that rejects text that is not a number; none for a numeric column."""
     if frame.schema[column] == pl.String:
-        none = column_of(_place(column)).is_null() & (column_of(column).str.strip_chars() != "")
-        yield Check(column, none, "expected a number, with a decimal point if any")
+        bad = column_of(_parsed_name(column)).is_null() & (column_of(column).str.strip_chars() != "")
+        yield Check(column, bad, "expected a number, with a decimal point if any")
 
 
 def _read(text: pl.Series) -> pl.Series:
@@ -50,5 +50,5 @@ def _read(text: pl.Series) -> pl.Series:
     return plain.cast(pl.Float64, strict=False).fill_null(words)
 
 
-def _place(column: str) -> str:
-    return f"\0number {column}"  # no column of a file: a description refuses names with NUL
+def _parsed_name(column: str) -> str:
+    return f"\0number {column}"  # never a column of a file, since a description refuses names with NUL

@@ -1,4 +1,4 @@
-"""The first pass of a preparation: the rows of the files, typed, to their days."""
+"""The first pass of a preparation: reads the files and writes the typed rows to their days."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +10,18 @@ from surefoot.errors import InputError
 from surefoot.lab.file_discovery import natural
 from surefoot.lab.ingest.column_parsing import DAY, GROUP, count_missing, typed
 from surefoot.lab.ingest.description import Description
-from surefoot.lab.ingest.ingest_state import FILE, ExistingLog, Preparation, Progress, look
+from surefoot.lab.ingest.ingest_state import FILE, ExistingLog, Preparation, Progress, size_and_time
 from surefoot.lab.ingest.reader import ROW, NoRowsError, Rejections, read, sentence
 from surefoot.lab.ingest.source import Source
 
 
-def scatter(
+def partition(
     source: Source, work: Preparation, before: ExistingLog, max_rejected: float, stretch: int, on_progress: Progress
 ) -> None:
+    """Write the rows of the files that are not done yet to their days, ``stretch`` rows at a time."""
     state = work.state
     files: list[str] = state["files"]
-    sizes = [max(look(file)[0], 1) for file in files]
+    sizes = [max(size_and_time(file)[0], 1) for file in files]
     for index in range(state["file"], len(files)):
         on_progress(f"reading {Path(files[index]).name}", sum(sizes[:index]) / sum(sizes))
         try:
@@ -29,7 +30,7 @@ def scatter(
                 if len(rows):
                     rows = typed(source.shape(rows), source.description, files[index], rejected)
                     rows = _refuse_old_days(rows, files[index], before, rejected)
-                    _scatter_stretch(rows, source.description, work, before, part)
+                    _add_to_days(rows, source.description, work, before, part)
                 work.note(part, rejected)
                 state["consumed"], state["rows_in"] = last, state["at_start"][0] + last
                 _stop_if_too_many(state, files[index], rejected, max_rejected)
@@ -42,7 +43,7 @@ def scatter(
 
 
 def _stretches(source: Source, file: str, skip: int, rows: int) -> Iterator[tuple[pl.DataFrame, Rejections, int]]:
-    """Yield the rows of a file, so many at a time, the rejected ones among them, and the number of the last row."""
+    """Yield ``rows`` rows of a file at a time, with the rejected rows among them and the number of the last row."""
     columns = source.columns or tuple(source.description.columns)
     rejected, last = Rejections(), skip
     waiting: list[pl.DataFrame] = []
@@ -61,16 +62,16 @@ def _stretches(source: Source, file: str, skip: int, rows: int) -> Iterator[tupl
 
 
 def _up_to(rejected: Rejections, last: int) -> Rejections:
-    """Take out those that stand before a row; the reader is a little ahead."""
+    """Remove and return the rejections up to a row; the reader has already read further rows."""
     taken = Rejections([row for row in rejected.rows if row[1] <= last])
     rejected.rows[:] = [row for row in rejected.rows if row[1] > last]
     return taken
 
 
-def _scatter_stretch(
+def _add_to_days(
     rows: pl.DataFrame, description: Description, work: Preparation, before: ExistingLog, part: str
 ) -> None:
-    """Add typed rows to their days."""
+    """Write typed rows to the folders of their days."""
     state = work.state
     if (per_day := description.day.rows) is not None:
         number = (pl.int_range(pl.len(), dtype=pl.Int64) + state["position"]) // per_day
@@ -86,33 +87,33 @@ def _scatter_stretch(
 
 
 def _refuse_old_days(rows: pl.DataFrame, file: str, before: ExistingLog, rejected: Rejections) -> pl.DataFrame:
-    """Reject rows of days that are prepared already."""
+    """Reject rows of days that are already prepared."""
     if not before.last_day or DAY not in rows.columns:
         return rows
     old = [day for day in rows[DAY].unique() if natural(day) <= natural(before.last_day)]
     late = rows[DAY].is_in(old)
     for row, day in rows.filter(late).select(ROW, DAY).iter_rows():
-        rejected.add(file, row, DAY, day, f"expected a day after {before.last_day}, the last one prepared")
+        rejected.add(file, row, DAY, day, f"expected a day after {before.last_day}, the last prepared day")
     return rows.filter(~late)
 
 
 def _note_types(rows: pl.DataFrame, description: Description, state: dict[str, Any], before: ExistingLog) -> None:
-    """Note which ids are whole numbers and which are text; a column is text as soon as one file has it as text."""
+    """Record whether each id is a whole number or text; a column is text if one file has it as text."""
     sources = {column.name: column.source for column in description.categorical}
     sources |= {GROUP: description.group} if description.group is not None else {}
     for name, source in sources.items():
-        told, known = str(_inner(rows.schema[name])), state["types"].get(name)
-        if known in (told, "String"):
+        kind, known = str(_inner(rows.schema[name])), state["types"].get(name)
+        if known in (kind, "String"):
             continue
         values = rows[name].explode() if isinstance(rows.schema[name], pl.List) else rows[name]
         if values.null_count() == len(values):
             continue
-        if name in before.types:  # its ids are given
+        if name in before.types:  # the prepared days have ids of the other type
             raise InputError(
                 f"{state['files'][state['file']]}: column {source} is text; expected whole numbers, as in the files "
                 f"that {before.out} was prepared from"
             )
-        state["types"][name] = told
+        state["types"][name] = kind
 
 
 def _inner(kind: pl.DataType) -> Any:

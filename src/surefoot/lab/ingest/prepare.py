@@ -1,8 +1,8 @@
-"""From a log as it comes to a prepared one, in two passes: rows to their days, then days to numbers, oldest first.
+"""Prepares a log in two passes: writes the rows to their days, then encodes each day as numbers, oldest day first.
 
-Memory holds a stretch of rows in the first pass; in the second a day, where its rows are sorted, and a stretch of it
-where they are not. What is done is written down, so that an interrupted preparation goes on; the folder asked for gets
-nothing before all is done, and its manifest last.
+The first pass holds a fixed number of rows in memory. The second holds one day if its rows must be sorted, otherwise a
+part of it. Progress is saved, so an interrupted preparation continues. The output folder is written at the end, its
+manifest last.
 """
 
 import json
@@ -17,8 +17,8 @@ from surefoot.lab.data.prepared import write_manifest
 from surefoot.lab.file_discovery import stem
 from surefoot.lab.ingest.description import Description, to_toml
 from surefoot.lab.ingest.encode_features import encode, schema_of
-from surefoot.lab.ingest.ingest_state import ExistingLog, Preparation, Progress, look, partial
-from surefoot.lab.ingest.partition_by_day import scatter
+from surefoot.lab.ingest.ingest_state import ExistingLog, Preparation, Progress, partial, size_and_time
+from surefoot.lab.ingest.partition_by_day import partition
 from surefoot.lab.ingest.reader import check_columns
 from surefoot.lab.ingest.source import Source
 
@@ -27,18 +27,18 @@ STRETCH = 1 << 20  # rows
 
 @dataclass
 class Report:
-    """What became of the rows.
+    """The result of a preparation.
 
     Args:
         rows_in: rows of the files.
-        rows_out: rows of the prepared log, those of days prepared before included.
-        rejected: rows left out, by file, column and reason.
-        counts: dense values that were missing, by column, and rows with more ids than a column's width.
-        days: rows of each day.
-        pseudo_days: whether the days are only positions.
-        beside: rows of side tables that were left out when they were last read.
-        empty: files that have no rows.
-        first_rejected: a sentence on one row for each column and reason.
+        rows_out: rows of the prepared log, including days prepared before.
+        rejected: number of rejected rows, by column and reason.
+        counts: missing dense values of each column, and rows with more ids than a column's width.
+        days: number of rows of each day.
+        pseudo_days: whether the days are pseudo-days, made by position.
+        beside: rejected rows of side tables.
+        empty: files without rows.
+        first_rejected: a sentence on one rejected row for each column and reason.
     """
 
     rows_in: int = 0
@@ -60,20 +60,20 @@ def prepare(
     stretch: int = STRETCH,
     on_progress: Progress = lambda what, share: None,
 ) -> Report:
-    """Convert a log; if it is in ``out`` already, add the files that are new, whose days must be later ones.
+    """Prepare a log. If ``out`` holds the log already, add the new files, whose days must be later.
 
     Args:
-        source: the log as it comes.
-        out: a folder, new or of this log; ``PreparedLog.open`` reads it. Beside it, ``out.partial`` holds the work.
-        max_rejected: the largest share of the rows of a file, as far as it is read, that may be rejected.
+        source: the log to prepare.
+        out: output folder, new or with this log, for ``PreparedLog.open``. The working folder is ``out.partial``.
+        max_rejected: largest share of rejected rows of a file, checked while the file is read.
         stretch: rows held in memory.
-        on_progress: called with what is being done and how much of it is.
+        on_progress: called with the current activity and the share of it that is done.
 
     Returns:
-        What became of the rows of all files in ``out``; the tables in ``out/rejected`` name those that were left out.
+        The counts over all files in ``out``; the tables in ``out/rejected`` name each rejected row.
 
     Raises:
-        InputError: if a file cannot be read, too many of its rows are bad, or ``out`` is of another log.
+        InputError: if a file cannot be read, too many of its rows are bad, or ``out`` holds another log.
     """
     checks.positive("stretch", stretch)
     if not 0 <= max_rejected <= 1:
@@ -85,12 +85,12 @@ def prepare(
         _tidy(before)
         return Report(**before.report, days=before.days)
     columns = source.columns or source.description.columns
-    for file in files:  # what can be seen before hours of work is said before them
+    for file in files:  # refuse a wrong file before hours of work
         check_columns(file, source.description.csv, columns)
     work = Preparation.under_way(before, source.description, files, source.beside, stretch)
     try:
         work.note_beside(source.rejected)
-        scatter(source, work, before, max_rejected, stretch, on_progress)
+        partition(source, work, before, max_rejected, stretch, on_progress)
         encode(source.description, work, before, on_progress)
     except BaseException:
         if not work.begun:
@@ -105,13 +105,13 @@ def _refuse_files(description: Description, before: ExistingLog, files: list[str
     days: dict[str, str] = {}
     for file in (*before.files, *files):
         if any(Path(file).absolute().is_relative_to(folder) for folder in (before.out.absolute(), partial(before.out))):
-            raise InputError(f"{file} is in the folder of the prepared log; expected files as they come")
+            raise InputError(f"{file} is in the folder of the prepared log; expected the original files")
         if description.day.file and (other := days.setdefault(stem(file), file)) != file:
-            raise InputError(f"{file} and {other} are both day {stem(file)}; expected a name for each day")
+            raise InputError(f"{file} and {other} are both day {stem(file)}; expected different names for all days")
 
 
 def _commit(source: Source, work: Preparation, before: ExistingLog) -> Report:
-    """Move everything to its place, the manifest last."""
+    """Move the results to the output folder, the manifest last."""
     description, state, out = source.description, work.state, before.out
     out.mkdir(parents=True, exist_ok=True)
     vocabularies = f"vocabularies-{len(before.files) + len(state['files'])}"
@@ -139,7 +139,7 @@ def _commit(source: Source, work: Preparation, before: ExistingLog) -> Report:
         first_rejected=list((state["first_rejected"] | before.first_rejected).values()),
     )
     more = {
-        "files": before.files | {file: look(file)[0] for file in state["files"]},
+        "files": before.files | {file: size_and_time(file)[0] for file in state["files"]},
         "types": state["types"],
         "first_rejected": state["first_rejected"] | before.first_rejected,
         "description": json.loads(description.model_dump_json()),
@@ -156,7 +156,7 @@ def _commit(source: Source, work: Preparation, before: ExistingLog) -> Report:
 
 
 def _tidy(before: ExistingLog) -> None:
-    """Remove what a finished preparation does not need."""
+    """Remove old vocabularies and the working folder."""
     for folder in before.out.glob("vocabularies-*"):
         if folder.name != before.manifest["vocabularies"]:
             shutil.rmtree(folder)

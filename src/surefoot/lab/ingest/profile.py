@@ -1,4 +1,4 @@
-"""What a log holds, in one pass and bounded memory: rows and labels by day, gaps, how many values, what drifts."""
+"""Summarises a log in one pass and bounded memory: rows and labels by day, distinct values, gaps and drift."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,57 +14,57 @@ from surefoot.lab.ingest.reader import ROW, NoRowsError, Rejections, read, sente
 from surefoot.lab.ingest.source import Source
 from surefoot.lab.ingest.vocabularies import hashed
 
-_KEPT = 20_000  # values of a column that are counted one by one
-_SAMPLE = 100_000  # rows in which features are held against labels
+_KEPT = 20_000  # distinct values of a column that are counted exactly
+_SAMPLE = 100_000  # rows on which features are compared with labels
 
 
 @dataclass
 class ColumnProfile:
-    """One column: how many rows have no value, or one that is not finite; how many values there are.
+    """One column: number of missing or non-finite values, and of distinct ids; mean and bounds of a dense column.
 
-    ``kind`` is "id" or "dense", followed by what the description does to a dense column before it is measured here:
-    its mean and bounds are those after clipping and ``transform``.
+    ``kind`` is "id" or "dense". For a dense column, "clip" and the transform follow if the description has them; mean
+    and bounds are those after both.
     """
 
     name: str
     kind: str
     missing: int = 0
     values: int | None = None
-    estimated: bool = False  # values is: there are more than 20,000
+    estimated: bool = False  # whether ``values`` is an estimate, as it is above 20,000
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
 
     @property
     def told_values(self) -> str:
-        """How many values, in words; "about" if it is an estimate."""
+        """Number of distinct values, as text; with "about" if it is an estimate."""
         return _told_count(self.values or 0, self.estimated)
 
 
 @dataclass
 class DayProfile:
-    """One day: rows, the mean of each label, the share of ids not seen on a day before, the largest shift of a mean."""
+    """One day: rows, the mean of each label, the share of ids that no earlier day had, the largest shift of a mean."""
 
     day: str
     rows: int
     labels: dict[str, float] = field(default_factory=dict)
-    unseen: float = math.nan  # of all ids of the day's rows, those of the column with most
+    unseen: float = math.nan  # share of rows with an id that no earlier day had, in the column with the largest share
     unseen_in: str = ""
-    shift: float = math.nan  # in standard deviations of the days before
+    shift: float = math.nan  # in standard deviations over the earlier days
     shift_of: str = ""
 
 
 @dataclass
 class Profile:
-    """What ``profile`` found.
+    """The result of ``profile``.
 
     Args:
-        rows: that can be used.
-        rejected: rows that cannot, by column and reason.
-        first_rejected: a sentence on one row for each.
+        rows: number of good rows.
+        rejected: number of bad rows, by column and reason.
+        first_rejected: a sentence on one bad row for each column and reason.
         columns: ids and dense columns, in the description's order.
         days: oldest first.
-        warnings: what should be looked at before anything is trained, a sentence each.
+        warnings: sentences on problems to look at before training.
     """
 
     rows: int
@@ -76,7 +76,7 @@ class Profile:
 
 
 class _Values:
-    """The values of a column and the rows of each by day; of a fixed share of all values if there are many.
+    """Counts the rows of each value of a column by day; if there are many values, of a sample of the values.
 
     Reference: P. Flajolet, "On Adaptive Sampling", Computing 43 (1990).
     """
@@ -86,7 +86,7 @@ class _Values:
         self._seen = pl.DataFrame(schema={"hash": pl.UInt64, DAY: pl.String, "rows": pl.Int64})
 
     def add(self, values: pl.Series, days: pl.Series) -> None:
-        """Count values, (rows,), single or lists, on their days, (rows,)."""
+        """Count values or lists of values, (rows,), on their days, (rows,)."""
         rows = pl.DataFrame({"value": values, DAY: days})
         if values.dtype == pl.List:
             rows = rows.explode("value", empty_as_null=True)
@@ -105,21 +105,21 @@ class _Values:
 
     @property
     def count(self) -> int:
-        """How many values there are; an estimate if ``estimated``."""
+        """Number of distinct values; an estimate if ``estimated``."""
         return self._seen["hash"].n_unique() << self._level
 
     @property
     def estimated(self) -> bool:
-        """Whether only a share of the values was counted: there are more than 20,000."""
+        """Whether only a sample of the values was counted, as there are more than 20,000."""
         return self._level > 0
 
     @property
     def repeated(self) -> int:
-        """How many rows have a value that another row of their day has before them; an estimate if ``estimated``."""
+        """Number of rows whose value an earlier row of their day has; an estimate if ``estimated``."""
         return (int(self._seen["rows"].sum()) - len(self._seen)) << self._level
 
     def unseen(self, days: list[str]) -> dict[str, float]:
-        """Return, for each day but the first, the share of its rows whose value no day before had."""
+        """Return, for each day but the first, the share of its rows whose value no earlier day had."""
         order = {day: i for i, day in enumerate(days)}
         seen = self._seen.with_columns(pl.col(DAY).replace_strict(order, return_dtype=pl.Int64).alias("at"))
         seen = seen.with_columns(new=pl.col("at") == pl.col("at").min().over("hash"))
@@ -128,7 +128,7 @@ class _Values:
 
 
 def profile(source: Source) -> Profile:
-    """Read a log once and say what it holds.
+    """Read a log once and return a summary.
 
     Raises:
         InputError: if a file cannot be read.
@@ -158,7 +158,7 @@ class _Pass:
                     self.add(typed(source.shape(piece), self.description, file, rejected))
                     self.note(rejected)
             except NoRowsError:
-                continue  # as a partition of a log may be
+                continue  # a partition of a log may be empty
             self.note(rejected)
         return self.result()
 
@@ -225,7 +225,7 @@ class _Pass:
         return found
 
     def _shifts(self, table: pl.DataFrame, days: list[DayProfile]) -> None:
-        """Find, for each day but the first, the dense column whose mean is furthest from that of the days before."""
+        """Find, for each day but the first, the dense column whose mean differs most from that of the earlier days."""
         for column in self.description.dense if len(table) else ():
             count, total, square = (
                 table[f"{part} {column.name}"].fill_null(0.0).to_numpy().astype(float)
@@ -271,25 +271,25 @@ class _Pass:
             if column.name not in empty
             and (column.values == 1 or (column.values is None and column.low == column.high))
         ]
-        for names, what in ((empty, "no value in any row"), (constant, "the same value wherever there is one")):
+        for names, what in ((empty, "no value in any row"), (constant, "the same value in all rows with a value")):
             if names:
                 sentences.append(f"{', '.join(names)}: {what}")
         sentences += [
-            f"{column.name} has a value of its own in nearly every row ({column.told_values}): nothing can be "
-            "learnt from such an id"
+            f"{column.name} has a different value in nearly every row ({column.told_values}): a model cannot "
+            "learn from such an id"
             for column in found.columns
             if column.values is not None and column.values > 0.9 * (self.rows - column.missing) > 1000
         ]
         return sentences
 
     def _repeated(self) -> list[str]:
-        count, becomes = self.whole_rows.repeated, self.description.repeated
+        count, handling = self.whole_rows.repeated, self.description.repeated
         if not count:
             return []
-        what = "are left out" if becomes == "reject" else "are kept (repeated = 'reject' leaves them out)"
+        what = "are left out" if handling == "reject" else "are kept (repeated = 'reject' leaves them out)"
         return [
-            f"{_told_count(count, self.whole_rows.estimated)} rows are equal to a row before them, in all described "
-            f"columns, on the same day; they {what}"
+            f"{_told_count(count, self.whole_rows.estimated)} rows are equal to an earlier row of the same day in all "
+            f"described columns; they {what}"
         ]
 
 
@@ -300,22 +300,22 @@ def _told_count(count: int, estimated: bool) -> str:
 def _odd_days(found: Profile, description: Description) -> list[str]:
     days, sentences = found.days, []
     if description.day.pseudo:
-        sentences.append("the log has no time: its days are pseudo-days, so many rows each, in the order of the files")
+        sentences.append("the log has no time: its days are pseudo-days with equal numbers of rows")
     if len(days) < 3:
-        sentences.append(f"there are {len(days)} days; a study needs at least 3: to train on, to select by, to report")
+        sentences.append(f"there are {len(days)} days; a study needs 3: for training, selection and final scores")
         return sentences
     usual = float(np.median([day.rows for day in days]))
     for place, day in (("first", days[0]), ("last", days[-1])):
         if day.rows < usual / 4:
             sentences.append(
-                f"the {place} day, {day.day}, has {day.rows:,} rows, and a usual one {usual:,.0f}: is it whole?"
+                f"the {place} day, {day.day}, has {day.rows:,} rows, while the median is {usual:,.0f}: is it complete?"
             )
     for column in dict.fromkeys(day.shift_of for day in days if abs(day.shift) > 1):
         moved = [day for day in days if day.shift_of == column and abs(day.shift) > 1]
         most = max(moved, key=lambda day: abs(day.shift))
-        often = "" if len(moved) == 1 else f", and by more than one on {len(moved) - 1} further days"
+        often = "" if len(moved) == 1 else f", and more than one on {len(moved) - 1} further days"
         sentences.append(
-            f"on {most.day} the mean of {column} is {most.shift:+.1f} standard deviations from that of the days before"
+            f"on {most.day} the mean of {column} is {most.shift:+.1f} standard deviations from that of the earlier days"
             f"{often}"
         )
     if description.day.column is not None and (gap := _first_gap([day.day for day in days])):
@@ -334,5 +334,5 @@ def _first_gap(days: list[str]) -> str:
     first = gaps.arg_true()[0]
     return (
         f"{int(gaps.sum())} gaps between days, the first from {days[first - 1]} to {days[first]}: a window of n days "
-        "counts the days that are there"
+        "counts only days with rows"
     )

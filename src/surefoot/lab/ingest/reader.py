@@ -1,6 +1,6 @@
-"""Rows out of text and parquet files, a piece at a time, each row with its number; what is wrong with a file, said.
+"""Reads text and parquet files in parts, each row with its number.
 
-A file that cannot be read at all is an ``InputError``. A row that cannot be is rejected: named, counted, left out.
+A file that cannot be read raises an ``InputError``. A row that cannot be read is rejected: recorded and left out.
 """
 
 import re
@@ -17,23 +17,24 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from surefoot.errors import InputError
-from surefoot.lab.file_discovery import PARQUET, in_path, locate, told
+from surefoot.lab.file_discovery import PARQUET, in_path, input_errors, locate
 from surefoot.lab.ingest.description import Csv
 from surefoot.lab.ingest.text import KEPT, LONGEST_LINE, LOST, TextStream, header, mark, readable
 
 ROW = "__row__"
-_PIECE = 1 << 17  # rows of parquet
-_FEW = 20  # names of columns in a sentence
-_UNKNOWN = (pa.types.is_decimal256, pa.types.is_interval, pa.types.is_union, pa.types.is_run_end_encoded)  # to polars
+_PIECE = 1 << 17  # rows of a part of a parquet file
+_FEW = 20  # most column names in a sentence
+# types that polars lacks
+_UNKNOWN = (pa.types.is_decimal256, pa.types.is_interval, pa.types.is_union, pa.types.is_run_end_encoded)
 
 
 class NoRowsError(InputError):
-    """A file has columns and no rows, as some files of a partitioned log do."""
+    """A file has columns but no rows; some files of a partitioned log are like this."""
 
 
 @dataclass
 class Rejections:
-    """Rows that were left out, with the reason."""
+    """Rejected rows, each with the reason."""
 
     rows: list[tuple[str, int, str, str, str]] = field(default_factory=list)
 
@@ -44,21 +45,21 @@ class Rejections:
         self.rows.append((file, row, column, text if len(text) <= 80 else f"{text[:77]}...", reason))
 
     def frame(self) -> pl.DataFrame:
-        """Return them as a table, in the order of ``COLUMNS``."""
+        """Return a table with the columns ``COLUMNS``."""
         types = (pl.String, pl.Int64, pl.String, pl.String, pl.String)
         return pl.DataFrame(self.rows, schema=dict(zip(self.COLUMNS, types, strict=True)), orient="row")
 
 
 def sentence(file: str, row: int, column: str, value: str, reason: str) -> str:
-    """Return what is wrong with one row."""
+    """Return a sentence on one rejected row."""
     return f"{file} row {row}{f', column {column}' if column else ''}: {value!r}; {reason}"
 
 
 def columns_of(path: str, csv: Csv) -> list[str]:
-    """Return the names of a file's columns, those that its path tells at the end.
+    """Return the names of a file's columns, then those in its path.
 
     Raises:
-        InputError: if the file cannot be read, is empty, or has two columns of one name.
+        InputError: if the file cannot be read, is empty, or has two columns with the same name.
     """
     names = _names(path, csv)
     return names + [name for name in in_path(path) if name not in names]
@@ -70,22 +71,22 @@ def first_line(path: str, csv: Csv) -> list[str]:
     Raises:
         InputError: if the file cannot be read, is empty, or begins with an empty line.
     """
-    with told(path):
+    with input_errors(path):
         return header(_open_text(path, csv), csv, path)
 
 
 def read(path: str, csv: Csv, columns: Sequence[str], rejected: Rejections, *, skip: int = 0) -> Iterator[pl.DataFrame]:
     """Yield the rows of a file in pieces: the columns asked for, and ``__row__``, 1 for the first row of data.
 
-    Text comes as ``pl.String``, dictionaries too, with nulls; other columns of parquet as they are. Empty lines are no
-    rows.
+    Text and dictionary columns come as ``pl.String`` with nulls, other parquet columns unchanged. Empty lines do not
+    count.
 
     Args:
-        path: a local path or a URL; by its end parquet or text, packed or not.
-        csv: how text is written.
-        columns: what is read.
-        rejected: takes the rows that cannot be.
-        skip: rows at the beginning that are left out, because they have been read before.
+        path: a local path or a URL. The end of the name tells parquet from text; text may be compressed.
+        csv: format of text files.
+        columns: columns to read.
+        rejected: gets the rows that cannot be read.
+        skip: number of rows at the start to leave out, because they were read before.
 
     Raises:
         InputError: naming the file, and the row or the column where there is one; ``NoRowsError`` if it has none.
@@ -102,10 +103,10 @@ def read(path: str, csv: Csv, columns: Sequence[str], rejected: Rejections, *, s
 
 
 def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
-    """Return the names of the columns that are in a file, which have all that is asked for, or its path has.
+    """Return the names of a file's columns; check that each of ``columns`` is in the file or in its path.
 
     Raises:
-        InputError: as ``columns_of``, and if a column is not there.
+        InputError: as ``columns_of``, and if a column is missing.
     """
     names = _names(path, csv)
     known = [*names, *in_path(path)]
@@ -118,19 +119,19 @@ def check_columns(path: str, csv: Csv, columns: Sequence[str]) -> list[str]:
 
 
 def _names(path: str, csv: Csv) -> list[str]:
-    """Return the names of the columns that are in a file."""
+    """Return the names of a file's columns."""
     if _is_parquet(path):
-        with told(path), _open(path) as stream:
+        with input_errors(path), _open(path) as stream:
             names = pq.read_schema(stream).names
     else:
         names = first_line(path, csv) if csv.columns is None else list(csv.columns)
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
-        raise InputError(f"{path} has column {twice[0]!r} twice; expected a name of its own for each column")
+        raise InputError(f"{path} has column {twice[0]!r} twice; expected different names")
     return names
 
 
 def _hint(names: list[str], csv: Csv) -> str:
-    """Return what may be wrong with a text file that lacks a column."""
+    """Return a guess why a column is missing in a text file, as the end of a sentence."""
     others = (other for other in (",", "\t", ";", "|") if len(names) == 1 and other in names[0])
     if (other := next(others, None)) is not None:
         return f"; is the separator {other!r} and not {csv.separator!r}?"
@@ -147,14 +148,14 @@ def _open(path: str) -> pa.NativeFile:
     system, inside = locate(path)
     info = system.get_file_info(inside)
     if info.type == fs.FileType.NotFound:
-        raise InputError(f"{path} is not there; expected a file of the log")
-    if info.type != fs.FileType.File:  # to open a pipe would be to wait for ever
-        raise InputError(f"{path} is no file; expected one of the log")
+        raise InputError(f"{path} does not exist; expected a file of the log")
+    if info.type != fs.FileType.File:  # opening a pipe would block forever
+        raise InputError(f"{path} is not a file; expected a file of the log")
     return system.open_input_file(inside)
 
 
 def _open_text(path: str, csv: Csv) -> TextStream:
-    """Open a text file, unpacked."""
+    """Open a text file and decompress it."""
     with _open(path) as raw:
         start = raw.read(4)
     if not start:
@@ -185,12 +186,12 @@ def _read_text(
     def so_far() -> str:
         return f" after row {seen + len(bad)}"
 
-    with told(path):
+    with input_errors(path):
         text = _open_text(path, csv)
         stream = _open_csv(text, csv, names, columns or names[:1], refuse)
     try:
         while True:
-            with told(path, so_far):
+            with input_errors(path, so_far):
                 batch = next(stream, None)
             if batch is None:
                 break
@@ -233,14 +234,14 @@ def _open_csv(
 
 
 def _numbers(seen: int, count: int, bad: list[int]) -> np.ndarray:
-    """Return the numbers in the file, (count,), of the rows after ``seen`` whole ones, ``bad`` ones not counted."""
+    """Return the row numbers, (count,), of the good rows after the first ``seen``; ``bad`` are numbers of bad rows."""
     index = np.arange(seen + 1, seen + count + 1)
-    gaps = np.asarray(bad) - np.arange(len(bad))  # the whole row that each bad one stands before
+    gaps = np.asarray(bad) - np.arange(len(bad))  # the good row that follows each bad one
     return index + np.searchsorted(gaps, index, side="right")
 
 
 def _frame(batch: pa.RecordBatch, numbers: np.ndarray, skip: int) -> pl.DataFrame:
-    """Return rows with their numbers, those after ``skip``."""
+    """Return the rows after number ``skip``, with their numbers."""
     frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))).with_columns(pl.Series(ROW, numbers))
     return frame.filter(pl.col(ROW) > skip) if skip else frame
 
@@ -248,7 +249,7 @@ def _frame(batch: pa.RecordBatch, numbers: np.ndarray, skip: int) -> pl.DataFram
 def _decoded(
     path: str, frame: pl.DataFrame, columns: Sequence[str], encoding: str, rejected: Rejections, *, lost: bool
 ) -> pl.DataFrame:
-    """Turn columns of bytes into text; reject rows with bytes that are none, which ``lost`` says text may have."""
+    """Decode bytes as text; reject rows with bytes that are not text. ``lost``: whether earlier decoding found any."""
     for column in columns:
         try:
             text = frame[column].cast(pl.String)
@@ -266,7 +267,7 @@ def _decoded(
 
 def _read_parquet(path: str, columns: list[str], rejected: Rejections, skip: int) -> Iterator[pl.DataFrame]:
     first = 0
-    with told(path, lambda: f" after row {first}"), _open(path) as stream:
+    with input_errors(path, lambda: f" after row {first}"), _open(path) as stream:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         if not file.metadata.num_rows:
             raise NoRowsError(f"{path} has no rows; expected rows")
@@ -295,14 +296,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _in_utc(kind: pa.DataType) -> pa.DataType:
-    """Return a type with times in UTC: the moments are the same, and polars does not know zones such as +05:30."""
+    """Return the type with UTC as time zone, since polars does not know zones such as +05:30."""
     if pa.types.is_list(kind):
         return pa.list_(_in_utc(kind.value_type))
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz is not None else kind
 
 
 def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return text as bytes, since nobody has looked whether it is text, dictionaries as their values, times in UTC."""
+    """Return text as bytes, since parquet does not check that it is valid; dictionaries as values; times in UTC."""
     columns = []
     for column in batch.columns:
         plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

@@ -1,4 +1,4 @@
-"""A data set as it comes: its files, the tables beside them, and how their rows become those of its description."""
+"""The input of a preparation: files, side tables to join, and a function that computes the described columns."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ def _as_is(rows: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Source:
-    """What ``prepare`` converts.
+    """A log that ``prepare`` can convert.
 
     Args:
-        description: of the rows that ``shape`` returns.
-        files: local paths or URLs, in the order in which they are read.
-        columns: read from the files; by default those of the description.
-        shape: from a piece of a file, as ``reader.read`` yields it, to the description's columns, ``__row__`` kept: to
-            join side tables and to compute columns. It neither adds, drops nor moves rows.
-        rejected: rows of side tables that were left out.
-        beside: the side tables' files, so that a preparation under way sees if one changes.
-        notes: sentences on what a part of the log lacks, to be shown.
+        description: describes the rows that ``shape`` returns.
+        files: local paths or URLs, in reading order.
+        columns: columns to read from the files; by default those of the description.
+        shape: takes a part of a file, as ``reader.read`` yields it, and returns the description's columns and
+            ``__row__``. It can join side tables and compute columns; it must keep all rows in their order.
+        rejected: rejected rows of side tables.
+        beside: files of the side tables; if one changes, an interrupted preparation starts again.
+        notes: sentences for the user about missing parts of the log.
     """
 
     description: Description
@@ -46,16 +46,16 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A table beside the log, of one row an id: kept sorted, text once for each of its values, looked up by halving.
+class SideTable:
+    """A table with one row for each id, to join with the log: features of users or items.
 
-    So it is fit for tens of millions of rows: a cell of text takes 4 bytes, and nothing is built anew for each piece of
-    the log.
+    It can have tens of millions of rows: text is dictionary-encoded with 4 bytes a cell, and a binary search on sorted
+    keys needs no hash table for each part of the log.
 
     Args:
-        path: of its file.
-        keys: (rows,) int64, ascending, each once.
-        table: (rows) the other columns, text as dictionaries.
+        path: path of the file.
+        keys: (rows,) int64, ascending and unique.
+        table: the other columns, (rows), text as dictionaries.
     """
 
     path: str
@@ -66,15 +66,15 @@ class Side:
     def read(
         cls, path: str, csv: Csv, columns: Sequence[str], *, key: str, rejected: Rejections, shape: Shape = _as_is
     ) -> Self:
-        """Read a side table; of rows with the same key the first counts. A file that is only a header has none.
+        """Read a side table; a file may have a header alone.
 
         Args:
-            path: of the file.
-            csv: how it is written.
-            columns: what is read.
+            path: path of the file.
+            csv: format of the file.
+            columns: columns to read.
             key: the column of the ids, after ``shape``.
-            rejected: takes the rows that cannot be read, have no key, or one that a row before them has.
-            shape: as a source's.
+            rejected: gets the rows that cannot be read, have no key, or repeat the key of an earlier row.
+            shape: as in ``Source``.
 
         Raises:
             InputError: if the file cannot be read, or more than 1 % of its rows are rejected.
@@ -93,14 +93,14 @@ class Side:
             table = _each_once(table, key, path, mine)
         if table is None or len(mine.rows) > _MOST_REJECTED * last:
             raise InputError(
-                f"{sentence(*mine.rows[0])} ({len(mine.rows)} of {last} rows of this file are such; expected at most "
+                f"{sentence(*mine.rows[0])} ({len(mine.rows)} of {last} rows of this file are bad; expected at most "
                 f"{_MOST_REJECTED:.0%})"
             )
         rejected.rows.extend(mine.rows)
         return cls(path, table[key].to_numpy(), table.drop_columns([key, ROW]))
 
     def of(self, ids: pl.Series) -> pl.DataFrame:
-        """Return the rows of ids, (n,), in their order; nulls where an id has none."""
+        """Return the rows of the ids, (n,), in the given order; nulls for an id without a row."""
         wanted = as_numbers(ids)
         keys = wanted.fill_null(0).to_numpy()
         places = np.searchsorted(self.keys, keys)
@@ -114,17 +114,17 @@ class Side:
         return pl.DataFrame(pl.from_arrow(pa.table(plain, names=self.table.column_names)))
 
 
-def notes_on(sides: Iterable[Side]) -> tuple[str, ...]:
+def notes_on(sides: Iterable[SideTable]) -> tuple[str, ...]:
     """Return a sentence on each side table that has no rows."""
     return tuple(
-        f"{side.path} has no rows: what it tells is missing in every row of the log"
+        f"{side.path} has no rows: its features are missing in every row of the log"
         for side in sides
         if not len(side.keys)
     )
 
 
 def as_numbers(ids: pl.Series, base: int = 10) -> pl.Series:
-    """Return ids, (n,), as ``Int64``: text that is a number as it, other text as 64 bits of its hash; null for null.
+    """Return ids, (n,), as ``Int64``: text as its number, or as a 64-bit hash if it is not a number; null for null.
 
     >>> as_numbers(pl.Series(["7", "68fd1e64", None]), base=16).to_list()
     [7, 1761418852, None]
@@ -139,7 +139,7 @@ def as_numbers(ids: pl.Series, base: int = 10) -> pl.Series:
 
 
 def _compact(piece: pl.DataFrame, key: str, path: str, rejected: Rejections) -> pa.Table:
-    """Return rows that have a key, keys as numbers and text as dictionaries."""
+    """Return the rows with a key: keys as numbers, text as dictionaries."""
     piece = piece.with_columns(as_numbers(piece[key]).alias(key))
     for (row,) in piece.filter(pl.col(key).is_null()).select(ROW).iter_rows():
         rejected.add(path, row, key, None, "expected an id")
@@ -151,7 +151,7 @@ def _compact(piece: pl.DataFrame, key: str, path: str, rejected: Rejections) -> 
 
 
 def _each_once(table: pa.Table, key: str, path: str, rejected: Rejections) -> pa.Table:
-    """Return the rows in the order of their keys, of several with the same only the first."""
+    """Sort rows by key, and reject rows that repeat a key."""
     order = np.argsort(table[key].to_numpy(), kind="stable")
     keys = table[key].to_numpy()[order]
     again = np.zeros(len(keys), dtype=bool)

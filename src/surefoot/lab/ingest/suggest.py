@@ -1,4 +1,4 @@
-"""A first description of a log that nobody has described: a guess from names and first rows, to be corrected."""
+"""Guesses a description of a log from column names and first rows, for the user to correct."""
 
 import re
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ _LABEL = re.compile(
     r"converted|install|install|comment|forward|hate|long_view|rating|label|watched|ordered)$",
     re.IGNORECASE,
 )
-_DATUM = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|\d{4}-\d\d-\d\d.*", re.IGNORECASE)  # a header has none
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # what TOML wants escaped
-_UNNAMED = re.compile(r"column_\d+")  # of a file without a header
+_DATUM = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|\d{4}-\d\d-\d\d.*", re.IGNORECASE)  # a header has no such cell
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # characters that TOML requires to be escaped
+_UNNAMED = re.compile(r"column_\d+")  # names of columns in a file without a header
 _AFTER = re.compile(
     r"(^|_)(play|watch|watching|dwell|stay|view|reading|comment_stay)_?(time|ms|sec|seconds|duration|times)",
     re.IGNORECASE,
@@ -34,11 +34,11 @@ _AFTER = re.compile(
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A description as text, and how text files are written.
+    """A guessed description.
 
     Args:
-        toml: the description, with a word on each guess.
-        guessed: whether a label was found; without one the text has a place to fill in.
+        toml: the description as TOML, with a comment on each guess.
+        guessed: whether a label was found; if not, the TOML has a label to fill in.
     """
 
     toml: str
@@ -58,7 +58,7 @@ class _Look:
 
     @property
     def numbers(self) -> pl.Series | None:
-        """The column as numbers; None if it is none."""
+        """The column as numbers; None if it has other values."""
         kind = self.values.dtype
         if kind.is_numeric() or kind == pl.Boolean:
             return self.values.cast(pl.Float64)
@@ -79,9 +79,9 @@ class _Look:
 
 
 def find_csv(file: str) -> Csv:
-    """Return how a text file seems to be written: the separator that parts its first line most.
+    """Guess the format of a text file: its separator is the one that splits the first line into the most cells.
 
-    If the first line is a row and no header, the columns are called ``column_1`` and so on.
+    If the first line is a row and not a header, the columns are called ``column_1`` and so on.
 
     Raises:
         InputError: if the file cannot be read.
@@ -129,7 +129,7 @@ def suggest(name: str, files: tuple[str, ...], csv: Csv) -> Suggestion:
     if csv.separator != "," or csv.columns is not None:
         lines += ["[csv]", f"separator = {_quoted(csv.separator)}"]
         if csv.columns is not None:
-            lines += ["# guessed: the first line is a row and no header; give the columns their names"]
+            lines += ["# guessed: the first line is a row, not a header; give the columns names"]
             lines += [f"columns = [{', '.join(map(_quoted, csv.columns))}]"]
         lines += [""]
     for look in ids:
@@ -175,13 +175,13 @@ def _guess_day(looks: list[_Look], files: tuple[str, ...]) -> tuple[_Look | None
 
 
 def _is_time(look: _Look) -> bool:
-    """Whether a column that is not the day's tells a moment: a date or time by its type, its text, or name and size."""
+    """Whether a column other than the day's holds dates or times, by its type, its text, or its name and values."""
     named = _TIME.search(look.name) is not None or look.text or look.values.dtype.is_temporal()
     return named and _day_lines(look) is not None and not (look.text and look.whole and not _TIME.search(look.name))
 
 
 def _order(day: _Look | None, day_lines: list[str], times: list[_Look]) -> list[str]:
-    """Return what sorts the rows of a day, if its own column tells no time of the day and another one does."""
+    """Return the line with the column that sorts a day, if the day's column has no time and another column has one."""
     if day is None or any("offset_hours" in line for line in day_lines):
         return []
     fine = [
@@ -193,7 +193,7 @@ def _order(day: _Look | None, day_lines: list[str], times: list[_Look]) -> list[
 
 
 def _high(look: _Look) -> list[str]:
-    """Return a binary label made of one that has several values, since a study selects by a binary task's AUC."""
+    """Return a binary label made from a label with more than two values, since a study needs a binary task."""
     numbers = look.numbers
     assert numbers is not None
     known = numbers.drop_nulls().drop_nans()
@@ -206,7 +206,7 @@ def _high(look: _Look) -> list[str]:
 
 
 def _day_lines(look: _Look) -> list[str] | None:
-    """Return how a column of days is described; None if it has none."""
+    """Return the lines that describe a column of days; None if it does not hold days."""
     kind = look.values.dtype
     if kind == pl.Date:
         return []
@@ -270,5 +270,5 @@ def _label_kind(look: _Look) -> list[str]:
     rate = float(known.mean() or 0.0)  # pyright: ignore[reportArgumentType] - of numbers
     lines = [f'kind = "{"binary" if binary else "regression"}"  # mean {rate:.3g}']
     if binary and min(rate, 1 - rate) < 0.01:
-        lines.append("judged = false  # too rare to judge by")
+        lines.append("judged = false  # too few positives for a reliable score")
     return lines

@@ -1,4 +1,4 @@
-"""A text file's bytes as a reader of rows wants them: UTF-8, one byte between two cells, every quoted cell closed."""
+"""Converts a text file for the CSV reader: to UTF-8, with a separator of one byte; refuses an unclosed quote."""
 
 import codecs
 import csv as standard_csv
@@ -12,11 +12,11 @@ from surefoot.errors import InputError
 from surefoot.lab.ingest.description import Csv
 
 LONGEST_LINE = 8 << 20  # bytes
-KEPT = "surefoot.kept"  # how to decode: bytes that are no text become private characters, one each
+KEPT = "surefoot.kept"  # error handler for decoding: each invalid byte becomes a private character
 _FIRST_LOST = 0x10FF00
 LOST = f"[{chr(_FIRST_LOST)}-{chr(_FIRST_LOST + 255)}]"  # a regular expression
-_MARK = "\x1f"  # the unit separator, in place of one of several bytes
-_BOMS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-16": b""}  # it needs its own
+_MARK = "\x1f"  # the ASCII unit separator, replaces a separator of several bytes
+_BOMS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-16": b""}  # utf-16 needs its BOM
 
 
 def _kept(error: UnicodeError) -> tuple[str, int]:
@@ -29,7 +29,7 @@ codecs.register_error(KEPT, _kept)
 
 
 def readable(text: str) -> str:
-    r"""Return text with bytes that are none as escapes.
+    r"""Return text with invalid bytes as escapes.
 
     >>> readable(b"Ren\xe9".decode(errors=KEPT))
     'Ren\\xe9'
@@ -38,19 +38,19 @@ def readable(text: str) -> str:
 
 
 def mark(csv: Csv) -> str:
-    """Return the character that ``TextStream`` has between two cells."""
+    """Return the separator in the output of ``TextStream``."""
     return csv.separator if len(csv.separator.encode()) == 1 else _MARK
 
 
 class TextStream:
-    """A stream of bytes to read from, in blocks of about the size that is asked for; b"" at the end.
+    """A binary stream in UTF-8; ``read`` returns about ``size`` bytes, and b"" at the end.
 
-    Bytes that are not of the file's encoding come as ``KEPT`` says, and ``lost`` becomes true.
+    Bytes that are invalid in the file's encoding are decoded by ``KEPT``, and ``lost`` becomes true.
 
     Args:
-        stream: the file's bytes, unpacked.
-        csv: how it is written.
-        path: of the file.
+        stream: the file's decompressed bytes.
+        csv: format of the file.
+        path: path of the file, for messages.
 
     Raises:
         InputError: naming the line, if a quoted cell is not closed.
@@ -65,18 +65,18 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder(encoding)(KEPT)
         self._separator, self._mark = csv.separator.encode(), mark(csv).encode()
         self._quotes = _Quotes(mark(csv), csv.quote) if csv.quote else None
-        self._kept = b""  # the end of what was read, if it may be the beginning of a separator
-        self._ahead, self._begun = b"", False  # a block more has been read, to know which is the last
+        self._kept = b""  # last bytes of a block that may be the start of a separator
+        self._ahead, self._begun = b"", False  # the next block is read early, to know whether there is one
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes; none after ``stop``."""
+        """Return the next bytes; b"" after ``stop``."""
         with self._reading:
             return b"" if self._stopped else self._read(size)
 
     def stop(self) -> None:
-        """End it early, once a read under way in another thread is over: Arrow's reads ahead after an error too.
+        """End the stream, after waiting for a read in another thread: Arrow keeps reading ahead after an error.
 
-        A thread that still unpacks a large file when the interpreter ends takes the process down with it.
+        A thread that still decompresses a file when the interpreter exits would crash the process.
         """
         self._stopped = True
         with self._reading:
@@ -118,11 +118,11 @@ class TextStream:
 
 
 class _Quotes:
-    """Follows each cell that begins with a quote to the one that closes it, over the blocks of a file.
+    """Finds cells with an opening quote and no closing quote, over the blocks of a file.
 
-    A quote that is not closed would take all lines up to the next one into its cell, and they would be lost in silence.
-    So a separator or a line's end must follow the closing one. Within a cell that does not begin with one, a quote is a
-    character as others are.
+    With a missing quote, the CSV reader would silently take all lines up to the next quote as one cell. So a closing
+    quote must be followed by a separator or the end of the line. In a cell that does not begin with a quote, a quote is
+    an ordinary character.
     """
 
     def __init__(self, mark: str, quote: str) -> None:
@@ -131,11 +131,11 @@ class _Quotes:
         sound = rf"(?:[^{quote}]++|(?<=[^{edge}]){quote}|(?<![^{edge}]){cell}{quote}(?=[{edge}]))*+"
         self._quote, self._sound = quote.encode(), re.compile(sound.encode())
         self._open = re.compile(rf"{cell}{quote}?".encode())
-        self._waiting = b"\n"  # a cell to be closed, and the byte before it
-        self._newlines = self._returns = 0  # before that
+        self._waiting = b"\n"  # an open cell, and the byte before it
+        self._newlines = self._returns = 0  # line ends before the open cell
 
     def unclosed(self, data: bytes, *, ended: bool) -> int | None:
-        """Follow a block; return the line of the first cell that is not closed, if there is one."""
+        """Check the next block; return the line of the first cell without a closing quote, or None."""
         text = self._waiting + data
         sound = self._sound.match(text, 1) if self._quote in text else None
         stop = len(text) if sound is None else sound.end()
@@ -150,7 +150,7 @@ def header(stream: TextStream, csv: Csv, path: str) -> list[str]:
     """Return the names in the first line.
 
     Raises:
-        InputError: if it has none.
+        InputError: if the first line is not a header.
     """
     text = stream.read(1 << 20).decode(errors="replace")
     quoting = standard_csv.QUOTE_MINIMAL if csv.quote else standard_csv.QUOTE_NONE

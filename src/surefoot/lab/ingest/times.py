@@ -1,4 +1,4 @@
-"""Which day a row belongs to, and which place on it: out of dates, times, texts and numbers."""
+"""Computes the day of each row and its order within the day, from dates, times, text or numbers."""
 
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -17,14 +17,14 @@ _FORMS = "2024-05-01, 20240501 or 2024-05-01 12:30:00"
 
 
 class _When(NamedTuple):
-    """What a column tells: times on the log's clock, and dates; nulls where a cell is none of it."""
+    """The content of a column: times on the log's clock, or dates; null for a cell that is neither."""
 
     time: pl.Expr | None
     date: pl.Expr | None
 
 
 def with_times(frame: pl.DataFrame, day: Day) -> pl.DataFrame:
-    """Read the rows' ``__date__`` and what sorts those of a day, ``__order__``, where a column tells it."""
+    """Add the columns ``__date__`` and ``__order__`` (which sorts the rows of a day), if the log has them."""
     times: dict[str, pl.Expr] = {}
     if day.column is not None:
         when = _when(frame, day.column, day)
@@ -38,28 +38,28 @@ def with_times(frame: pl.DataFrame, day: Day) -> pl.DataFrame:
 
 
 def time_checks(frame: pl.DataFrame, day: Day) -> Iterator[Check]:
-    """Yield what rejects rows whose day cannot be, or whose place on it cannot be told."""
+    """Yield the checks that reject rows with an impossible day, or with a value to sort by that cannot be read."""
     if day.column is not None:
-        last = date.today() + timedelta(days=1)  # a clock may be ahead
+        last = date.today() + timedelta(days=1)  # the log's clock may be ahead of ours
         form = f"numbers in {day.unit} since 1970" if day.unit else day.format or _FORMS
         if frame.schema[day.column].is_numeric() and day.unit is None:
-            form += " (day.unit says what a number since 1970 counts)"
+            form += " (day.unit is the unit of numbers since 1970)"
         bad = pl.col(DATE).is_null() | ~pl.col(DATE).is_between(FIRST_DAY, last)
         yield Check(day.column, bad, f"expected a day from {FIRST_DAY} to {last}, written as {form}")
     if day.order is not None and frame.schema[day.order] == pl.String:
-        none = pl.col(ORDER).is_null() & (column_of(day.order).str.strip_chars() != "")
-        yield Check(day.order, none, "expected a number or a time to sort by")
+        bad = pl.col(ORDER).is_null() & (column_of(day.order).str.strip_chars() != "")
+        yield Check(day.order, bad, "expected a number or a time to sort by")
 
 
 def has_year(kind: pl.DataType, value: pl.Expr) -> pl.Expr:
-    """Return where a date or time is of the years 1 to 9999: of others Python has none, and polars no text."""
+    """Return where a date or time is in the years 1 to 9999; Python and polars cannot format others."""
     days = value.to_physical() / _PER_DAY[getattr(kind, "time_unit", "days")]
-    zone = getattr(kind, "time_zone", None) is not None  # whose clock may be a day off
+    zone = getattr(kind, "time_zone", None) is not None  # local time may be a day off
     return days.is_between(-719_162 + zone, 2_932_897 - zone, closed="left")
 
 
 def shown(values: pl.Series, i: int) -> object:
-    """Return a value to be named; of a time without a year, the number behind it."""
+    """Return a value for a message; a date or time that cannot be formatted, as the number that stores it."""
     one = values.slice(i, 1)
     if one.dtype not in (pl.Date, pl.Datetime) or pl.select(has_year(one.dtype, pl.lit(one))).item() is not False:
         return one[0]
@@ -76,7 +76,7 @@ def _when(frame: pl.DataFrame, column: str, day: Day) -> _When:
         micro = number(frame, column) * _UNITS[day.unit]
         time = pl.when(micro.abs() < 1e16).then(micro).cast(pl.Int64).cast(pl.Datetime("us"))
         return _When(None, time.dt.date()) if day.unit == "days" else _When(time, None)
-    whole = value.cast(pl.Int64, strict=False) if kind.is_float() else value  # 20240501.0, as pandas keeps it with gaps
+    whole = value.cast(pl.Int64, strict=False) if kind.is_float() else value  # pandas may write 20240501.0
     text = whole.cast(pl.String).str.strip_chars()
     if day.format is not None:
         time = parsed(text, day.format).dt.replace_time_zone(None)
@@ -85,7 +85,7 @@ def _when(frame: pl.DataFrame, column: str, day: Day) -> _When:
 
 
 def _forms(written: pl.Series) -> _When:
-    """Return when texts say, each in the form that its length tells; of times also without seconds, or with a zone."""
+    """Parse text as dates or times; the length of a text tells its format. Times may lack seconds or have a zone."""
     size, text = pl.lit(written.str.len_bytes()), pl.lit(written)
     sizes = set(written.str.len_bytes().drop_nulls().unique())
     day = pl.coalesce(

@@ -1,4 +1,4 @@
-"""What is known before a row's day: the ids seen on earlier days, and the mean and deviation of each number."""
+"""Encodes a day's rows with the earlier days alone: known ids, and the mean and deviation of each dense column."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -16,46 +16,46 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Vocabulary:
-    """The ids of a column that are known by now, numbered from 2 in order of appearance.
+    """The known values of an id column, numbered from 2 in order of appearance.
 
     Args:
-        min_count: rows from which on a value is known.
+        min_count: a value becomes known once it was in this many rows.
     """
 
     def __init__(self, min_count: int = 1) -> None:
         self.min_count = min_count
         self._known: pl.DataFrame | None = None  # value, id
-        self._waiting: list[pl.DataFrame] = []  # value, count: seen and not known yet, in order of appearance
+        self._waiting: list[pl.DataFrame] = []  # value, count: of values that are not known yet, in order of appearance
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding table that the ids given out so far need."""
+        """Rows of the embedding table for the ids so far."""
         return FIRST + (0 if self._known is None else len(self._known))
 
     def ids(self, values: pl.Series) -> pl.Series:
-        """Return the ids, (n,) int32, of values, (n,)."""
+        """Return the ids, (n,) int32, of values, (n,); ``UNSEEN`` for an unknown value, ``MISSING`` for null."""
         if self._known is None:
             return values.is_not_null().cast(pl.Int32) * UNSEEN
         wanted, known = values.alias(_VALUE).to_frame(), self._known
-        if len(known) > len(wanted):  # a join builds its table of the right side
+        if len(known) > len(wanted):  # a join builds a hash table of its right side
             known = known.join(wanted.unique(), on=_VALUE, how="semi")
         found = wanted.join(known, on=_VALUE, how="left", maintain_order="left")
         return found.select(pl.col(_ID).fill_null(pl.col(_VALUE).is_not_null().cast(pl.Int32) * UNSEEN))[_ID]
 
     def note(self, values: pl.Series) -> None:
-        """Count values, (n,), that are not known, in order of appearance."""
+        """Count the rows of values, (n,), that are not known."""
         new = values.alias(_VALUE).to_frame()
-        if self.min_count == 1:  # there is nothing to count
+        if self.min_count == 1:  # one row is enough, so counting is not needed
             self._waiting.append(new.unique(maintain_order=True).with_columns(pl.lit(1, pl.Int64).alias(_COUNT)))
         else:
             new = new.group_by(_VALUE, maintain_order=True).len(_COUNT)
             self._waiting.append(new.with_columns(pl.col(_COUNT).cast(pl.Int64)))
         first, *others = map(len, self._waiting)
-        if sum(others) > first:  # so that each value waits once, about
+        if sum(others) > first:  # merge now and then, to limit the memory
             self._waiting = [self._counted()]
 
     def learn(self) -> None:
-        """Give ids to the values that have been noted often enough."""
+        """Give ids to the values that have reached ``min_count`` rows."""
         if not self._waiting:
             return
         waiting = self._counted()
@@ -68,13 +68,13 @@ class Vocabulary:
         return pl.concat(self._waiting).group_by(_VALUE, maintain_order=True).agg(pl.col(_COUNT).sum())
 
     def save(self, path: Path) -> None:
-        """Write it as parquet, an id for a value that is known and a count for another."""
+        """Write a parquet file: known values with their ids, other values with their counts."""
         waiting = [table.select(_VALUE, pl.lit(None, pl.Int32).alias(_ID), _COUNT) for table in self._waiting]
         known = [] if self._known is None else [self._known.with_columns(pl.lit(None, pl.Int64).alias(_COUNT))]
         pl.concat([*known, *waiting] or [pl.DataFrame({_VALUE: [], _ID: [], _COUNT: []})]).write_parquet(path)
 
     def load(self, path: Path) -> None:
-        """Read it back."""
+        """Read the file of ``save``."""
         table = pl.read_parquet(path)
         if len(table):
             self._known = table.filter(pl.col(_ID).is_not_null()).select(_VALUE, _ID)
@@ -82,7 +82,7 @@ class Vocabulary:
 
 
 class Moments:
-    """Count, mean and standard deviation of some columns, over the rows added so far; nulls do not count."""
+    """Count, mean and standard deviation of columns over the rows added so far, without nulls."""
 
     def __init__(self, columns: int) -> None:
         self.count, self.mean, self.m2 = np.zeros(columns), np.zeros(columns), np.zeros(columns)
@@ -101,7 +101,7 @@ class Moments:
         self.merge(more)
 
     def merge(self, more: "Moments") -> None:
-        """Add the rows that another has seen.
+        """Add the rows of another ``Moments``.
 
         Reference: T. F. Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
         COMPSTAT 1982.
@@ -114,7 +114,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation; 1 where it would be 0, as of a constant: sums of its float32 values are exact."""
+        """The standard deviation; 1 for a constant column, as its sums in float64 are exact and its variance is 0."""
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
         return np.where(std > 0, std, 1.0)
 
@@ -123,15 +123,15 @@ class Moments:
         return {name: getattr(self, name).tolist() for name in ("count", "mean", "m2")}
 
     def restore(self, state: dict[str, list[float]]) -> None:
-        """Take the numbers of ``state``."""
+        """Restore the result of ``state``."""
         for name, values in state.items():
             setattr(self, name, np.array(values))
 
 
 def hashed(values: pl.Series) -> pl.Series:
-    """Return 64 bits of each value, (n,) ``UInt64``, the same everywhere and for ever; null for null.
+    """Return a 64-bit hash of each value, (n,) ``UInt64``, equal on all machines; null for null.
 
-    A number's are SplitMix64's, a text's BLAKE2b's. So the text "7" is not the number 7.
+    Numbers use SplitMix64, text uses BLAKE2b; the text "7" and the number 7 differ.
     """
     if values.dtype != pl.String:
         with np.errstate(over="ignore"):
@@ -146,8 +146,8 @@ def hashed(values: pl.Series) -> pl.Series:
     return values.alias(_VALUE).to_frame().join(table, on=_VALUE, how="left", maintain_order="left")["hash"]
 
 
-class Past:
-    """All that is known before a day, for every column of a description."""
+class FeatureEncoder:
+    """Encodes the columns of a description with the vocabularies and moments of the earlier days."""
 
     def __init__(self, description: Description) -> None:
         self.description = description
@@ -158,30 +158,30 @@ class Past:
         }
 
     def note(self, piece: pl.DataFrame, encoded: pl.DataFrame) -> None:
-        """Take down typed rows of a day, and what they were encoded as; nothing is known of them before ``learn``."""
+        """Record typed rows of a day and their encoding; they change nothing before ``learn``."""
         for column in self.description.categorical:
             if column.hash is None:
                 values, ids = piece[column.name], encoded[column.name]
                 if column.width > 1:
                     values, ids = _flat(values, column.width), ids.explode()
-                    ids = ids.filter(ids != MISSING)  # of places without a value
+                    ids = ids.filter(ids != MISSING)  # drop the padding
                 self._vocabularies[column.name].note(values.filter(ids == UNSEEN))
         if self._dense:
             self._today.add(piece.select(self._dense))
 
     def learn(self) -> None:
-        """End a day: know what was taken down of it."""
+        """End a day: add its recorded rows to the vocabularies and moments."""
         for vocabulary in self._vocabularies.values():
             vocabulary.learn()
         self._moments.merge(self._today)
         self._today = Moments(len(self._dense))
 
     def rows(self, column: CategoricalColumn) -> int:
-        """Return the rows of a column's table that ids given out so far need."""
+        """Return the rows of a column's embedding table for the ids so far."""
         return column.hash or self._vocabularies[column.name].rows
 
     def encoded(self, piece: pl.DataFrame) -> pl.DataFrame:
-        """Return typed rows as numbers by what is known: ids, standardised dense columns, labels, the group."""
+        """Return typed rows as numbers: ids, standardised dense columns, labels, the group."""
         columns: dict[str, Any] = {}
         for column in self.description.categorical:
             columns[column.name] = self._ids(piece[column.name], column)
@@ -209,21 +209,21 @@ class Past:
         return (hashed(values) % (column.hash - FIRST) + FIRST).fill_null(MISSING).cast(pl.Int32)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the vocabularies as files of a folder; return the rest in plain numbers."""
+        """Write the vocabularies to a folder; return the moments as plain numbers."""
         folder.mkdir(parents=True, exist_ok=True)
         for i, vocabulary in enumerate(self._vocabularies.values()):
             vocabulary.save(folder / f"{i}.parquet")
         return self._moments.state()
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Read them back."""
+        """Read the result of ``save``."""
         for i, vocabulary in enumerate(self._vocabularies.values()):
             vocabulary.load(folder / f"{i}.parquet")
         self._moments.restore(state)
 
 
 def _flat(values: pl.Series, width: int) -> pl.Series:
-    """Return the values that are kept of lists, (n,), one after the other."""
+    """Return the first ``width`` values of each list, (n,), concatenated."""
     return values.filter(values.list.len() > 0).list.head(width).explode()
 
 

@@ -30,7 +30,7 @@ from surefoot.lab.ingest.description import (
     LabelColumn,
 )
 from surefoot.lab.ingest.reader import Rejections
-from surefoot.lab.ingest.source import Side, Source, as_numbers, notes_on
+from surefoot.lab.ingest.source import SideTable, Source, as_numbers, notes_on
 
 NOTICE = (
     "KuaiRand (Gao et al., CIKM 2022) is published under CC BY-SA 4.0: name its authors, and share what you make of it "
@@ -107,8 +107,8 @@ def source(path: str) -> Source:
     rejected = Rejections()
     user_columns = ("user_id", *_USER_TEXT, *_USER_COUNTS)
     video_columns = ("video_id", *_VIDEO_IDS, *_VIDEO_TEXT, "upload_dt")
-    people = Side.read(found[users], CSV, user_columns, key="user_id", rejected=rejected)
-    clips = Side.read(found[videos], CSV, video_columns, key="video_id", rejected=rejected, shape=_video)
+    people = SideTable.read(found[users], CSV, user_columns, key="user_id", rejected=rejected)
+    clips = SideTable.read(found[videos], CSV, video_columns, key="video_id", rejected=rejected, shape=_video)
     notes += notes_on((people, clips))
     shape = partial(_shape, users=people, videos=clips)
     columns = (*_LOG, *(label.source for label in LABELS))
@@ -169,7 +169,7 @@ def _video(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(as_numbers(rows[name]).alias(name) for name in _VIDEO_IDS)
 
 
-def _shape(rows: pl.DataFrame, users: Side, videos: Side) -> pl.DataFrame:
+def _shape(rows: pl.DataFrame, users: SideTable, videos: SideTable) -> pl.DataFrame:
     """Return rows of a log with the features of their user and video, and those that are computed."""
     rows = rows.with_columns(as_numbers(rows[name]).alias(name) for name in ("user_id", "video_id"))
     rows = pl.concat([rows, users.of(rows["user_id"]), videos.of(rows["video_id"])], how="horizontal")

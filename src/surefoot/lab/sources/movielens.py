@@ -18,7 +18,7 @@ from surefoot.errors import InputError
 from surefoot.lab.file_discovery import locate
 from surefoot.lab.ingest.description import CategoricalColumn, Csv, Day, DenseColumn, Description, LabelColumn
 from surefoot.lab.ingest.reader import ROW, Rejections
-from surefoot.lab.ingest.source import Shape, Side, Source, notes_on
+from surefoot.lab.ingest.source import Shape, SideTable, Source, notes_on
 
 NOTICE = (
     "MovieLens is of GroupLens Research at the University of Minnesota (Harper and Konstan, 2015, "
@@ -133,15 +133,15 @@ def _there(path: str, file: str) -> bool:
     return system.get_file_info(inside).type == fs.FileType.File
 
 
-def _side(path: str, table: _Table, key: str, shape: Shape, rejected: Rejections) -> Side:
-    return Side.read(_join(path, table.file), table.csv, table.columns, key=key, rejected=rejected, shape=shape)
+def _side(path: str, table: _Table, key: str, shape: Shape, rejected: Rejections) -> SideTable:
+    return SideTable.read(_join(path, table.file), table.csv, table.columns, key=key, rejected=rejected, shape=shape)
 
 
 def _renamed(rows: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     return rows.rename(names)
 
 
-def _shape(rows: pl.DataFrame, names: dict[str, str], sides: dict[str, Side]) -> pl.DataFrame:
+def _shape(rows: pl.DataFrame, names: dict[str, str], sides: dict[str, SideTable]) -> pl.DataFrame:
     """Return ratings with what is known of their film and user."""
     rows = rows.rename(names)
     return pl.concat([rows, *(side.of(rows[key]) for key, side in sides.items())], how="horizontal")
