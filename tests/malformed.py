@@ -73,7 +73,7 @@ LARGE = FILE + b"".join(b"2024-05-02,u%d,1,0\n" % (i * 7919) for i in range(5000
 TEXTS = {
     "as it should be": Case({"log.csv": FILE}),
     "empty file": Case({"log.csv": b""}, ("log.csv is empty",)),
-    "header only": Case({"log.csv": HEADER.encode()}, ("no row left",)),
+    "header only": Case({"log.csv": HEADER.encode()}, ("has no rows to prepare",)),
     "header only, beside others": Case({"a.csv": FILE, "b.csv": HEADER.encode() + b"\n"}),
     "empty file, beside others": Case({"a.csv": FILE, "b.csv": b""}, ("b.csv is empty",)),
     "one empty line": Case({"log.csv": b"\n"}, ("log.csv", "empty line", "header")),
