@@ -24,7 +24,7 @@ from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.sources import synthetic
 from surefoot.recover import journal
 from surefoot.recover.checkpoints import Tag, collect_state
-from surefoot.recover.policy import Action, RecoveryPolicy, RollBack, Slow
+from surefoot.recover.policy import Action, RecoveryPolicy, RollBack, Slow, State
 from surefoot.recover.recovery import Recovery
 
 LOG = synthetic.make(days=4, rows_per_day=1024)
@@ -737,6 +737,11 @@ def test_a_run_goes_on_after_an_interruption_as_if_there_had_been_none(folder: P
     second.recovery.close()
     assert equal(second.state()["model"], first.state()["model"])
     assert second.told == ["alarm", "slowed", "resumed"]
+
+
+def test_a_number_that_an_earlier_version_has_saved_is_left_out():
+    state = State(steps=7, stage=Action.SLOWED, pending=[5])
+    assert State.of({**state.state_dict(), "hold_limit": 40}) == state
 
 
 def test_an_old_folder_is_not_mixed_up_with_a_new_run(folder: Path):

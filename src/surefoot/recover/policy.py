@@ -1,8 +1,9 @@
 """The stages of the recovery policy, and their numbers: skip the step, slow down, roll back, stop."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from surefoot import checks
 from surefoot.capsule.snapshot import Stateful
@@ -155,12 +156,21 @@ class State:
     held_from: int = 0  # steps at which it began to look
     hold: int = 0  # batches it looks at, at least, after a bad one
     hold_until: int = 0
-    hold_limit: int = 0
     trial: int = -1  # steps of the checkpoint gone back to, while it is not known to be healthy
     excused: bool = False  # whether weights that have learnt nothing found a batch odd, which says nothing
     accepted: int = -1  # steps at which data were last taken as they are
     stopped: bool = False
     pending: list[int] = field(default_factory=list)  # checkpoints not tagged yet
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Self:
+        """Return what ``state_dict`` has saved; numbers of an earlier version that are none of these are left out."""
+        known: dict[str, Any] = {each.name: saved[each.name] for each in fields(cls) if each.name in saved}
+        return cls(**{**known, "stage": Action(saved["stage"])})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers, in plain types."""
+        return {**asdict(self), "stage": self.stage.value}
 
     def lower(self, factor: float, steps: int) -> float:
         """Lower the rate to a factor, which is returned, for so many healthy steps."""

@@ -1,10 +1,6 @@
 """What a run does about an alarm, stage by stage, in any PyTorch loop; each action is written into its journal."""
 
-import errno
-import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,18 +11,15 @@ from surefoot import checks
 from surefoot.capsule.snapshot import Stateful, host_copy
 from surefoot.errors import InputError
 from surefoot.optim.unwrap import unwrapped, with_in_backward
-from surefoot.recover.buffers import Buffers
 from surefoot.recover.checkpoint_schedule import CheckpointSchedule
-from surefoot.recover.checkpoints import Checkpoints, Tag, collect_state, restore_state, step_of
+from surefoot.recover.checkpoints import Checkpoints, step_of
 from surefoot.recover.journal import Journal
 from surefoot.recover.lr_scale import LrScale
 from surefoot.recover.policy import EARLY, Action, Alarm, Judge, RecoveryPolicy, RollBack, Slow, State, Watcher
-from surefoot.recover.skip_stage import SkipStage, largest_of_ranks, on_any_rank
-from surefoot.recover.state_size import Size, growth, not_finite, sizes_of
+from surefoot.recover.saved_run import SavedRun
+from surefoot.recover.skip_stage import UntakenSteps, on_any_rank
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what ends no training, not even at its start
 _AT_ONCE = 100.0  # times as large: nothing grows so within the steps between two checkpoints, but by a single step
-_COMPARED = 16  # checkpoints whose states' sizes are remembered
 _OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # signals of many batches at once
 _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 
@@ -113,36 +106,43 @@ class Recovery:
         if not stepped:
             raise ValueError("optimizers is empty; expected one or more")
         self.policy, self.every = policy, every
-        self._schedule = CheckpointSchedule(every, seconds)
-        waiting = 1 + policy.confirm // min(
-            every, 10
-        )  # so many are saved before the first of them is known to be healthy
-        self.checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting)
         self.journal = Journal(Path(folder) / "events.jsonl")
-        self._model, self._optimizers, self._loader = model, stepped, loader
         self.on_roll_back = on_roll_back
-        self.beside: dict[str, Stateful] = {}  # what checkpoints hold too, and only ``resume`` gives back
         if monitor is not None and detector is not None:
             raise ValueError("monitor and detector are both given; expected one: a monitor has its detector")
         self._monitor, self._detector = monitor, detector if monitor is None else monitor.detector
-        self._parts: dict[str, Any] = {"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor}
         self._lr_scale = LrScale(stepped)
         self._lr_scale.on_end = self._end_step
         self._waiting: list[Alarm | None] = []  # told in the middle of an optimizer's step, one for each call
         self._done = Action.NONE  # about the last step
-        apart = [[each] for each in stepped[len(several) :]]  # nobody can decide for them within the backward pass
-        self._skips = SkipStage(several) if several and policy.skip else None
-        self._skips_apart = [SkipStage(each) for each in apart if policy.skip]
-        self._refused = 0  # losses since the last step
+        together, apart = (several, stepped[len(several) :]) if policy.skip else ([], [])
+        self._untaken = UntakenSteps(model, together, apart)
         self._state = State()
         self._start = None if self._detector is None else host_copy(self._detector.state_dict(), "detector")
         self._old_detector: dict[str, Any] | None = None  # to be restored once more
-        self._buffers = Buffers(model)
-        self._never_finite = self._checked_start()  # buffers: masks
-        self._sizes: dict[int, dict[str, Size]] = {}  # of states, by the steps of the checkpoint
+        waiting = 1 + policy.confirm // min(every, 10)  # so many are saved before the first is known to be healthy
+        self._saved = SavedRun(
+            model,
+            stepped,
+            Checkpoints(Path(folder) / "checkpoints", keep=keep, waiting=waiting),
+            CheckpointSchedule(every, seconds),
+            loader=loader,
+            parts={"schedulers": schedulers, "more": more, "detector": detector, "monitor": monitor},
+            log=self._log,
+        )
         self._must_resume = bool(self.checkpoints.entries())
         if not self._must_resume:
-            self._begin()
+            self._saved.begin(self._state)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        return self._saved.checkpoints
+
+    @property
+    def beside(self) -> dict[str, Stateful]:
+        """What checkpoints hold too, by name, and only ``resume`` gives back."""
+        return self._saved.beside
 
     @property
     def steps(self) -> int:
@@ -174,16 +174,9 @@ class Recovery:
         path = self.checkpoints.latest()
         if path is None:
             return 0
-        state = self.checkpoints.load(path)
-        restore_state(state, self._model, self._optimizers, loader=self._loader, **self._parts)
-        for name, each in self.beside.items():
-            if name in state.get("beside", {}):
-                each.load_state_dict(state["beside"][name])
-        self._state = _state_of(state["recovery"])
-        self._state.pending = [entry.step for entry in self.checkpoints.entries() if entry.tag is Tag.PENDING]
+        self._state = self._saved.resume(path)
         self._lr_scale.factor = self._state.factor
-        self._forget_step()
-        self._note_sizes()
+        self._untaken.forget()
         self._log("resumed", checkpoint=path.name)
         return self._state.steps
 
@@ -226,15 +219,12 @@ class Recovery:
 
         ``monitor.step`` and ``recovery.step`` are called all the same. A batch that was refused counts as skipped.
         """
-        bad = on_any_rank(not bool(loss.detach().isfinite().all()))
-        self._refused += bad
-        return not bad
+        return not self._untaken.refuses(loss)
 
     def close(self) -> None:
         """Take the hooks off the optimizers. A second call changes nothing."""
         self._lr_scale.remove()
-        for stage in [*self._skips_apart, *([] if self._skips is None else [self._skips])]:
-            stage.remove()
+        self._untaken.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -244,7 +234,7 @@ class Recovery:
 
     def state_dict(self) -> dict[str, Any]:
         """Return which stage the run is in, for a trainer that saves model, optimizers and the rest itself."""
-        return self._numbers()
+        return self._state.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, with model, optimizers and the rest as they were then: a checkpoint is made of them.
@@ -252,15 +242,12 @@ class Recovery:
         Checkpoints of later steps, by a run that was interrupted, are deleted.
         """
         self._must_resume = False
-        self._state = _state_of(state)
+        self._state = State.of(state)
         self._state.pending = [step for step in self._state.pending if step <= self._state.steps]
         self._lr_scale.factor = self._state.factor
-        self._forget_step()
-        try:
-            self.checkpoints.delete(after=self._state.steps)
-        except OSError as error:
-            self._tell_failed(error)
-        self._save()
+        self._untaken.forget()
+        self._saved.delete_after(self._state.steps)
+        self._saved.save(self._state)
 
     def _end_step(self) -> None:
         """Act on what was told in the middle of the step that has just ended."""
@@ -276,7 +263,7 @@ class Recovery:
         state.steps += 1
         if state.stopped:
             return Action.STOP
-        self._settle_buffers()
+        self._untaken.settle_buffers(held=self.holding)
         if self._detector is not None and self._old_detector is not None:  # it has just heard of the step rolled back
             self._detector.load_state_dict(self._old_detector)
         self._old_detector = None
@@ -304,26 +291,6 @@ class Recovery:
             return self._escalate(state.onset, "", f"no better {self.policy.patience} steps later")
         return Action.NONE
 
-    def _checked_start(self) -> set[str]:
-        """Return the names of the buffers that are not finite to begin with, such as masks."""
-        wrong = not_finite(self._model, self._optimizers)
-        weights = {name for name, _ in self._model.named_parameters()}
-        if bad := sorted(wrong & weights):
-            raise ValueError(f"model has {bad[0]!r} that is NaN or infinite; expected finite weights to begin with")
-        return wrong
-
-    def _begin(self) -> None:
-        """Save the state at the start, which counts as healthy."""
-        self._note_sizes()
-        try:
-            self.checkpoints.save(0, self._collect())
-            self.checkpoints.tag_healthy(0)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                folder = self.checkpoints.folder
-                raise InputError(f"folder {folder} cannot be written: {error.strerror or error}") from None
-            self._tell_failed(error)
-
     # When nothing is wrong
 
     def _go_on(self) -> None:
@@ -335,50 +302,16 @@ class Recovery:
         self._lr_scale.factor = state.factor
         if state.clean >= self.policy.confirm:
             self._tag(state.steps - self.policy.confirm)
-        if self._schedule.due(state.steps):
-            self._save()
+        self._saved.save_if_due(state)
 
     def _tag(self, up_to: int) -> None:
         """Tag the checkpoints of the first ``up_to`` steps healthy: training has gone on well since."""
         state = self._state
-        if not state.pending or state.pending[0] > up_to:
-            return
-        try:
-            self.checkpoints.tag_healthy(up_to)
-        except OSError as error:  # they stay pending for now
-            self._tell_failed(error)
+        if not state.pending or state.pending[0] > up_to or not self._saved.tag_healthy(up_to, state.steps):
             return
         if state.pending[0] > state.rolled_at and state.factor == 1.0:
             state.roll_backs = 0
         state.pending = [step for step in state.pending if step > up_to]
-
-    def _save(self) -> None:
-        """Save a checkpoint, not tagged yet; a full disk ends no training, and what is not finite is not saved."""
-        state, began = self._state, time.monotonic()
-        wrong = not_finite(self._model, self._optimizers) - self._never_finite
-        if on_any_rank(bool(wrong)):
-            self._log("checkpoint_failed", reason=f"{', '.join(sorted(wrong)) or 'another rank'} is not finite")
-        else:
-            self._note_sizes()
-            try:
-                self.checkpoints.save(state.steps, self._collect())
-            except OSError as error:
-                self._tell_failed(error)
-            else:
-                state.pending.append(state.steps)
-        self._schedule.begin(state.steps, took=time.monotonic() - began, agree=largest_of_ranks)
-
-    def _tell_failed(self, error: OSError) -> None:
-        self._log("checkpoint_failed", reason=str(error))
-        warnings.warn(f"the checkpoint after {self._state.steps} steps was not written: {error}", stacklevel=5)
-
-    def _collect(self) -> dict[str, Any]:
-        state = collect_state(self._model, self._optimizers, loader=self._loader, **self._parts)
-        beside = {name: each.state_dict() for name, each in self.beside.items()}
-        return {**state, "recovery": self._numbers(), "beside": beside}
-
-    def _numbers(self) -> dict[str, Any]:
-        return {**asdict(self._state), "stage": self._state.stage.value}
 
     # When something is
 
@@ -395,8 +328,11 @@ class Recovery:
         if policy.slow is not None and early and state.stage is not Action.SLOWED:
             return self._slow(policy.slow, reason)
         if policy.roll_back is not None and state.roll_backs < policy.roll_back.at_most:
-            if policy.roll_back.look and state.stage not in (Action.LOOKING, Action.SLOWED):
-                return self._undo_trace(reason) or self._begin_look(policy.roll_back, signal, reason)
+            if state.stage not in (Action.LOOKING, Action.SLOWED):
+                if (action := self._undo_trace(reason)) is not None:
+                    return action
+                if policy.roll_back.look:
+                    return self._begin_look(policy.roll_back, signal, reason)
             action = self._go_back(policy.roll_back, reason)
             if action is not Action.NONE:
                 return action
@@ -437,17 +373,8 @@ class Recovery:
         """Put everything but the loader back, and look at the next batches first."""
         state, back_to = self._state, step_of(path)
         self.on_roll_back()
-        saved = self.checkpoints.load(path)
-        if self._monitor is not None:
-            saved["named"]["monitor"]["step"] = state.steps  # numbers go on, as the batches do
-        restore_state(saved, self._model, self._optimizers, **self._parts)
-        self._forget_step()
-        self._sizes = {step: sizes for step, sizes in self._sizes.items() if step <= back_to}
-        self._note_sizes()
-        try:
-            self.checkpoints.tag_suspect(back_to)
-        except OSError as error:
-            self._tell_failed(error)
+        self._saved.roll_back(path, state.steps)
+        self._untaken.forget()
         state.pending = [step for step in state.pending if step <= back_to]
         state.roll_backs += 1
         state.rolled_at = state.steps
@@ -457,9 +384,9 @@ class Recovery:
         if back_to < state.accepted:  # these weights do not know the data as they are now
             state.accepted = state.steps
             self._start_detector_anew()
-            self._hold(0, 0)
+            self._hold(0)
         else:
-            self._hold(how.hold * 2 ** (state.roll_backs - 1), how.longest_hold)
+            self._hold(how.hold * 2 ** (state.roll_backs - 1))
         if self._monitor is None and self._detector is not None:
             self._old_detector = host_copy(self._detector.state_dict(), "detector")
         self._log(
@@ -475,39 +402,26 @@ class Recovery:
         return self._take(Action.ROLLED_BACK, state.hold)
 
     def _undo_trace(self, reason: str) -> Action | None:
-        """Go back at once if the batches since the onset have left something in the state that losses do not show.
-
-        Momentum goes on pushing where a bad batch pointed, and an accumulator that has learnt it makes all steps small.
-        """
+        """Go back at once if the batches since the onset have left something in the state that losses do not show."""
         state, how = self._state, self.policy.roll_back
-        steps = [step for step in self._sizes if step <= state.onset]
-        if how is None or not steps or state.roll_backs >= how.at_most:
+        if how is None or state.roll_backs >= how.at_most or (trace := self._saved.growth_since(state.onset)) is None:
             return None
-        trace = growth(sizes_of(self._model, self._optimizers), self._sizes[max(steps)])
-        ratio, words = trace or (0.0, "")
-        (ratio,) = largest_of_ranks([ratio])
-        if not ratio:
-            return None
+        ratio, words = trace
         action = self._go_back(how, "; ".join(filter(None, (reason, words))), at_once=ratio > _AT_ONCE)
         return None if action is Action.NONE else action
-
-    def _note_sizes(self) -> None:
-        """Remember how large the states are now, to be compared with later."""
-        self._sizes[self._state.steps] = sizes_of(self._model, self._optimizers)
-        self._sizes = {step: self._sizes[step] for step in sorted(self._sizes)[-_COMPARED:]}
 
     def _begin_look(self, how: RollBack, signal: str, reason: str) -> Action:
         self._log("looking", batches=how.look, reason=reason)
         if self._monitor is not None and signal not in _OF_WINDOW:  # in which the bad batch would stay for long
             self._monitor.load_state_dict(self._monitor.state_dict())
-        self._hold(how.look, how.look)
+        self._hold(how.look)
         return self._take(Action.LOOKING, how.look)
 
-    def _hold(self, batches: int, longest: int) -> None:
+    def _hold(self, batches: int) -> None:
         """Take no step for some batches."""
         state = self._state
         state.held_from, state.hold, state.excused = state.steps, batches, False
-        state.hold_until, state.hold_limit = state.steps + batches, state.steps + longest
+        state.hold_until = state.steps + batches
         self._lr_scale.held = batches > 0
 
     def _look(self, calm: bool, alarm: Alarm | None) -> Action:
@@ -530,7 +444,7 @@ class Recovery:
                 return action
         if alarm is not None and alarm.signal in EARLY and self.policy.slow is not None:
             self._lower(self.policy.slow, alarm.reason)  # not the data: the step that it would take is too large
-        if not calm and state.steps >= state.hold_limit:  # so it is on healthy weights: the data have changed
+        if not calm and state.steps >= state.held_from + how.longest_hold:  # healthy weights, so it is the data
             self._start_detector_anew()
             state.accepted = state.steps
             return self._release("accepted")
@@ -580,21 +494,8 @@ class Recovery:
         self._log("stopped", reason=reason, checkpoints=kept)
         return self._take(Action.STOP)
 
-    def _settle_buffers(self) -> None:
-        """Give the model back the buffers of before its forward pass if no step followed: skipped, or only a look."""
-        skipped = False if self._skips is None else self._skips.last()
-        self._buffers.settle(True if self.holding or self._refused else skipped)
-
-    def _forget_step(self) -> None:
-        """Begin with the state as it is now: another one has been loaded."""
-        self._buffers.keep()
-        if self._skips is not None:
-            self._skips.last()
-
     def _count_skipped(self, now: bool) -> None:
-        counts = [stage.new(now=now) for stage in self._skips_apart]
-        counts += [self._refused, 0 if self._skips is None else self._skips.new(now=now)]
-        count, self._refused = max(counts), 0
+        count = self._untaken.count(now=now)
         if not count:
             return
         state = self._state
@@ -604,7 +505,3 @@ class Recovery:
 
     def _log(self, event: str, **details: Any) -> None:
         self.journal.tell(event, **{"step": self._state.steps - 1, **details})
-
-
-def _state_of(saved: Mapping[str, Any]) -> State:
-    return State(**{**saved, "stage": Action(saved["stage"])})

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from surefoot.optim.guard import Guard
 from surefoot.optim.nonfinite import readable
+from surefoot.recover.buffers import Buffers
 
 _INTERVAL = 50  # steps between two looks at a count on an accelerator, since a look waits for it
 
@@ -47,6 +48,58 @@ class SkipStage:
     def remove(self) -> None:
         """Take the guard off."""
         self._guard.remove()
+
+
+class UntakenSteps:
+    """Steps that a model does not take: skipped, refused before the backward pass, or held back by somebody else.
+
+    They are counted, and the model gets back the buffers of before their forward pass.
+
+    Args:
+        model: whose buffers.
+        together: optimizers that skip a step all or none; nobody, one or several.
+        apart: those that step within the backward pass, where nobody can decide for them: each skips by itself.
+    """
+
+    def __init__(self, model: nn.Module, together: Sequence[Optimizer], apart: Sequence[Optimizer]) -> None:
+        self._buffers = Buffers(model)
+        self._together = SkipStage(together) if together else None
+        self._stages = [SkipStage([each]) for each in apart] + ([self._together] if self._together else [])
+        self._refused = 0  # losses since the last step
+
+    def refuses(self, loss: Tensor) -> bool:
+        """Return whether a loss is not finite, on any rank. It waits for the device."""
+        bad = on_any_rank(not bool(loss.detach().isfinite().all()))
+        self._refused += bad
+        return bad
+
+    def settle_buffers(self, *, held: bool) -> None:
+        """Give the model back the buffers of before its forward pass if no step followed."""
+        skipped = self._skipped()
+        self._buffers.settle(True if held or self._refused else skipped)
+
+    def forget(self) -> None:
+        """Begin with the state as it is now: another one has been loaded."""
+        self._buffers.keep()
+        self._skipped()
+
+    def count(self, *, now: bool) -> int:
+        """Return how many steps were skipped or refused since the last count.
+
+        Args:
+            now: count even if that waits for an accelerator, as in ``SkipStage.new``.
+        """
+        count = max([self._refused, *(stage.new(now=now) for stage in self._stages)])
+        self._refused = 0
+        return count
+
+    def remove(self) -> None:
+        """Take the guards off."""
+        for stage in self._stages:
+            stage.remove()
+
+    def _skipped(self) -> bool | Tensor:
+        return False if self._together is None else self._together.last()
 
 
 def on_any_rank(flag: bool) -> bool:
