@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +25,9 @@ from small_training import (
 )
 from surefoot.capsule.counterfactual import Counterfactual
 from surefoot.capsule.recovery_test import loss_changes
-from surefoot.capsule.replay import Seen, Training, go_on, replay
+from surefoot.capsule.replay import Seen, Training, _differences, as_recorded, go_on, replay  # pyright: ignore[reportPrivateUsage]
 from surefoot.capsule.ring import Ring
+from surefoot.capsule.storage import StepRecord
 from surefoot.errors import InputError
 
 EVERY = (adagrad, adam, clipped_adam, clippy_adagrad)
@@ -246,3 +249,26 @@ def test_survival(values: list[float], relative: bool, survived: bool):
     level = loss_changes(seen(values), 20, names=["a"], relative=relative)["a"]
     assert level.survived is survived
     assert level.worst == (inf if nan in values else max(values[20:]))
+
+
+def test_numbers_are_compared_bit_for_bit():
+    losses = {"not a number": nan, "zero": -0.0, "same": 0.5}
+    record = StepRecord(0, None, None, {}, losses=losses, norms={}, observed=True, note={})
+    assert _differences(record, Seen(0, losses, {}, Counterfactual({}, {}))) == []
+    (found,) = _differences(record, Seen(0, {**losses, "zero": 0.0}, {}, Counterfactual({}, {})))
+    assert found.name == "loss zero"
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_settings_are_as_they_were_after_a_replay(mine: bool):
+    facts = {"threads": 1, "matmul_precision": "medium", "deterministic": not mine}
+    capsule: Any = SimpleNamespace(facts=facts)
+    torch.use_deterministic_algorithms(mine)
+    try:
+        with as_recorded(capsule):
+            assert torch.are_deterministic_algorithms_enabled() is not mine
+            assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.are_deterministic_algorithms_enabled() is mine
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.use_deterministic_algorithms(False)

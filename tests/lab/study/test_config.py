@@ -122,3 +122,9 @@ def test_changes():
     assert changed.data.source == "synthetic"
     assert [model.name for model in changed.models] == ["large+dcn"]
     assert changed.search.select_by == "like"
+
+
+def test_a_whole_number_has_at_most_64_bits():
+    assert parse(RunConfig, {"seed": (1 << 63) - 1}, "here").seed == (1 << 63) - 1
+    with pytest.raises(InputError, match="here: seed is 9223372036854775808; expected a whole number of at most 64"):
+        parse(RunConfig, {"seed": 1 << 63}, "here")

@@ -143,6 +143,25 @@ def test_a_task_that_never_learns_is_told_and_makes_no_verdict():
     assert run(log=log, days=5).never_learnt == []
 
 
+def test_a_task_that_ranks_in_the_end_has_learnt(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the losses of its batches told the detector."""
+    monkeypatch.setattr(Detector, "never_learnt", property(lambda detector: ["click", "like"]))
+    log = synthetic.make(days=3, rows_per_day=2048)
+    labels = log.rows.labels.clone()
+    labels[:, 1] = (torch.rand(len(labels), generator=torch.Generator().manual_seed(1)) < 0.01).float()
+    assert run(log=replace(log, rows=log.rows._replace(labels=labels)), days=2).never_learnt == ["like"]
+
+
+def test_days_are_scored_in_evaluation_mode_and_steps_taken_in_training_mode():
+    modes = set[tuple[int, bool]]()
+
+    def look(model: nn.Module) -> None:
+        model.register_forward_pre_hook(lambda model, inputs: modes.add((len(inputs[0]), model.training)))
+
+    run(days=2, spoil=look)
+    assert modes == {(64, True), (256, False)}
+
+
 def test_the_last_few_rows_of_a_day_are_no_divergence():
     """A batch of 3 rows of 64, of which a relative loss of 30 is chance."""
     detector, tasks = Detector(), LOG.schema.tasks
