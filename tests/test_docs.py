@@ -66,22 +66,36 @@ def test_make_targets_that_documents_name_exist():
     assert named <= targets
 
 
+def told_in(page: str, head: str) -> dict[str, str]:
+    """Return what the first column of a table names, each name with the default behind it, "" if it has none."""
+    table = re.search(rf"^\| {re.escape(head)} \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+    assert table is not None, head
+    cells = [line.split(" | ")[0] for line in table[0].splitlines()[2:]]
+    words = [word for cell in cells for word in re.findall(r"`([^`]+)`", cell)]
+    return {key: default for key, _, default in (word.partition(" = ") for word in words)}
+
+
+SECTIONS = {
+    "`[data]`": DataConfig,
+    "`[training]`": TrainingConfig,
+    "`[search]`": SearchConfig,
+    "`[[models]]`": ModelConfig,
+    "`[[methods]]`": MethodConfig,
+}
+
+
 def test_the_study_page_names_every_key_and_column(tmp_path: Path):
-    """Each key of the configuration stands in a table, with its default where it has a plain one."""
+    """Each key of the configuration stands in its table, with its default where it has a plain one."""
     page = (ROOT / "docs" / "study.md").read_text()
-    told = {
-        word for cell in re.findall(r"^\| (.*?) \| ", page, re.MULTILINE) for word in re.findall(r"`([^`]+)`", cell)
-    }
-    told_keys = {word.partition(" = ")[0]: word.partition(" = ")[2] for word in told}
-    for section in (DataConfig, TrainingConfig, SearchConfig, ModelConfig, MethodConfig):
+    for head, section in SECTIONS.items():
+        told = told_in(page, head)
+        assert told.keys() == section.model_fields.keys()
         for key, field in section.model_fields.items():
-            assert key in told_keys, f"{section.__name__}.{key} is not in docs/study.md"
-            if told_keys[key] and key not in ("name", "rule", "source"):  # those differ from table to table
-                default = tomllib.loads(f"default = {told_keys[key]}")["default"]
+            if told[key] and key != "rule":  # whose default is a table
                 written = getattr(field.default, "value", field.default)  # an enum's
                 written = list(written) if isinstance(written, tuple) else written
-                assert default == written, f"{section.__name__}.{key} is {written}, in docs/study.md {default}"
+                assert tomllib.loads(f"default = {told[key]}")["default"] == written, f"{head} {key}"
     config = parse(RunConfig, {"data": {"days": 3, "rows_per_day": 64}, "model": {"hidden": [4]}}, "run.toml")
+    columns = told_in(page, "column of `results.parquet`")
     for column in run_trial(config, tmp_path / "run"):
-        name = column.partition("/")[0] + "/TASK" if "/" in column else column
-        assert name in told, f"column {column} is not in docs/study.md"
+        assert (f"{column.partition('/')[0]}/TASK" if "/" in column else column) in columns, column

@@ -52,7 +52,8 @@ REFUSED: dict[str, tuple[type[Adagrad], dict[str, Any], str]] = {
     "another rule's": (
         ClippyAdagrad,
         {"threshold": 1.0},
-        "threshold=1.0, which no step reads; expected it in the group",
+        r"'rule': surefoot.GradientClip\(threshold=1.0\) or surefoot.GlobalGradientClip\(threshold=1.0\) or "
+        r"surefoot.AdaptiveGradientClip\(threshold=1.0\)",
     ),
     "both": (ClippyAdagrad, {"absolute": 1e-3, "rule": NoClip()}, "a group with a rule and absolute; expected one of"),
     "out of range": (ClippyAdagrad, {"absolute": -1.0}, "absolute is -1.0"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from surefoot.rules import ALL
 
-_OF_RULES: dict[str, str] = {name: rule.__name__ for rule in ALL for name in getattr(rule, "__dataclass_fields__", ())}
+_OF_RULES = {rule.__name__: tuple(getattr(rule, "__dataclass_fields__", ())) for rule in ALL}  # their options
 _OF_THE_WHOLE = ("nonfinite", "fused")
 _OF_OTHERS = (  # options of torch's optimizers that change what a step is
     *("momentum", "dampening", "nesterov", "betas", "amsgrad", "momentum_decay", "lr_decay", "rho", "alpha"),
@@ -40,9 +40,8 @@ def refuse_ignored(group: Mapping[str, Any], options: Collection[str]) -> None:
         if key in options:
             continue
         seen = f"params has a group with {key}={value!r}, which no step reads"
-        if key in _OF_RULES:
-            rule = _OF_RULES[key]
-            raise ValueError(f"{seen}; expected it in the group's rule: 'rule': surefoot.{rule}({key}={value!r})")
+        if rules := [f"surefoot.{rule}({key}={value!r})" for rule, keys in _OF_RULES.items() if key in keys]:
+            raise ValueError(f"{seen}; expected it in the group's rule: 'rule': {' or '.join(rules)}")
         if key in _OF_THE_WHOLE and value is not None and value is not False:
             raise ValueError(f"{seen}; expected it as an argument of the optimizer: it is for all groups")
         if key in _OF_OTHERS and value:
