@@ -283,3 +283,10 @@ class TestNotices:
         for trial in results.rows:
             trial.result.update({"auc_low/click": 0.899, "auc_high/click": 0.901})
         assert notices(results) == []
+
+
+@pytest.mark.parametrize(("finals", "gone"), [((20, 30, 40), True), ((0.7, 30, 40), False)])
+def test_a_method_has_no_score_if_all_of_its_final_runs_diverged(finals: tuple[Auc, ...], gone: bool):
+    runs = (NAIVE, "small", (0.7, 30, 30), finals), (CLIPPY, "small", (0.7, 0.72, 0.7), (0.71, 0.72, 0.73))
+    (found,) = conclusions(study(*runs))
+    assert ("All final runs of naive diverged: no score on day-07." in found.details) is gone

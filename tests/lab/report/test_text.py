@@ -178,3 +178,10 @@ def test_edges_and_losses() -> None:
     assert text.rest([falling("GC", x8="."), falling("AGC", x1=".", x4="x.")], 2) == (
         "GC trains well at every rate up to 8x (its only run did not diverge); AGC diverges at 4x (1 of 2 runs)."
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.3, "0.30"), (-0.3, "\N{MINUS SIGN}0.30"), (-0.001, "0.00"), (0.0, "0.00")]
+)
+def test_a_difference_of_nothing_has_no_sign(value: float, said: str):
+    assert text.signed(value) == said
