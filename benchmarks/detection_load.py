@@ -18,7 +18,7 @@ from surefoot.detect.signals import Signals
 from surefoot.observe.streaming_metrics import ABSENT, Kinds, clean, scores
 
 Table = NDArray[np.float64]
-SHOWN = ("auc", "auc_error", "calibration", "spread")  # of the window
+SHOWN = ("auc", "auc_error", "calibration", "prediction_std_ratio")  # of the window
 
 
 @dataclass(frozen=True)

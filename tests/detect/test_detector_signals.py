@@ -31,7 +31,7 @@ def step_of(step: int, changes: dict[str, float] | None = None) -> Signals:
         grad_norms={"bottom": 0.1 * noise, "top": 0.1 * norm},
         aucs={"click": 0.75 + 0.01 * (noise - 1) + changes.get("auc", 0.0)} if looked else {},
         calibrations={"click": noise * changes.get("calibration", 1.0)} if looked else {},
-        spreads={"click": 0.3 * noise * changes.get("spread", 1.0)} if looked else {},
+        prediction_std_ratios={"click": 0.3 * noise * changes.get("prediction_std_ratio", 1.0)} if looked else {},
     )
 
 
@@ -114,7 +114,7 @@ def test_an_auc_of_a_half_at_a_mild_loss_is_seen():
 
 def test_a_collapse_to_the_base_rate_is_seen():
     """The log-loss rises by 1 / 0.8 only; predictions hardly spread any more."""
-    detector, alarms = run([*healthy(), *changed(100, loss=1.25, auc=-0.25, spread=0.01)])
+    detector, alarms = run([*healthy(), *changed(100, loss=1.25, auc=-0.25, prediction_std_ratio=0.01)])
     assert len(alarms) == 1
     assert alarms[0].step == HEALTHY
     assert detector.finish(HEALTHY + 100) is Verdict.FULL
@@ -149,8 +149,8 @@ def test_a_restored_detector_decides_as_the_one_that_went_on():
         ({"auc": -0.2}, "auc", "click", None),
         ({"calibration": 3.0}, "calibration", "click", None),
         ({"calibration": 0.3}, "calibration", "click", None),
-        ({"spread": 0.01}, "spread", "click", None),
-        ({"spread": 20.0}, "saturation", "click", None),
+        ({"prediction_std_ratio": 0.01}, "prediction_std_ratio", "click", None),
+        ({"prediction_std_ratio": 20.0}, "saturation", "click", None),
     ],
 )
 def test_each_signal_alone_raises_its_alarm_at_once(
@@ -323,10 +323,12 @@ def looked(step: int, auc: float = 0.75, **changes: float) -> Signals:
     """A healthy step whose scores are shown every 8 steps, as a monitor shows them."""
     signals = step_of(step, changes)
     scores = {"aucs": {"click": auc}, "auc_errors": {"click": 0.005}} if step % 8 == 0 else {"aucs": {}}
-    return Signals(**{**vars(signals), **scores, **({} if step % 8 == 0 else {"calibrations": {}, "spreads": {}})})
+    return Signals(
+        **{**vars(signals), **scores, **({} if step % 8 == 0 else {"calibrations": {}, "prediction_std_ratios": {}})}
+    )
 
 
-@pytest.mark.parametrize("changes", [{"auc": 0.6}, {"spread": 0.01}, {"calibration": 3.0}])
+@pytest.mark.parametrize("changes", [{"auc": 0.6}, {"prediction_std_ratio": 0.01}, {"calibration": 3.0}])
 def test_a_fall_that_stays_and_is_shown_every_8_steps_is_one_alarm(changes: dict[str, float]):
     """Calm steps between two looks say nothing of it: it would be raised again at every look."""
     story = [*map(looked, range(HEALTHY)), *(looked(step, **changes) for step in range(HEALTHY, HEALTHY + 56))]
@@ -439,7 +441,7 @@ def test_predictions_that_spread_less_than_at_the_start_are_no_collapse_while_lo
     def step_at(step: int) -> Signals:
         noise = 1 + NOISE[step % len(NOISE)]
         loss = noise * (0.4 + 2.0 * 0.98**step)
-        shown = {"spreads": {"click": 1.0 if step < 96 else 0.2}} if step % 8 == 0 else {}
+        shown = {"prediction_std_ratios": {"click": 1.0 if step < 96 else 0.2}} if step % 8 == 0 else {}
         return Signals(losses={"click": 0.7 * loss}, relative_losses={"click": loss}, **shown)
 
     assert run(map(step_at, range(165)))[1] == []
@@ -448,12 +450,14 @@ def test_predictions_that_spread_less_than_at_the_start_are_no_collapse_while_lo
 def test_a_rare_task_that_does_not_rank_yet_has_no_spread_to_lose():
     """Its predictions begin near one half and fall to its base rate: the spread falls by a factor of 17."""
     shown = [
-        Signals(aucs={"rare": 0.5}, spreads={"rare": 1.2 if step < 64 else 0.07}) if step % 8 == 0 else Signals()
+        Signals(aucs={"rare": 0.5}, prediction_std_ratios={"rare": 1.2 if step < 64 else 0.07})
+        if step % 8 == 0
+        else Signals()
         for step in range(165)
     ]
     assert run(shown)[1] == []
     learnt = [replaced(signals, "aucs", 0.7) for signals in shown]
-    assert [alarm.signal for alarm in run(learnt)[1]] == ["spread"]
+    assert [alarm.signal for alarm in run(learnt)[1]] == ["prediction_std_ratio"]
 
 
 # States of other versions.
@@ -469,6 +473,8 @@ def test_a_state_from_before_a_signal_existed_is_taken_over():
     for key in ("rankings", "ranked"):
         del state["panel"][key]
     del state["panel"]["levels"]["calibration"]
+    ratios = state["panel"]["levels"].pop("prediction_std_ratio")
+    state["panel"]["levels"]["spread"] = ratios
     state["roads"] = state.pop("tasks")
     for task in state["roads"].values():
         del task["shock"], task["shown"]
@@ -478,6 +484,7 @@ def test_a_state_from_before_a_signal_existed_is_taken_over():
     state["open"], state["calm"] = state["open"]["told"][-1], 2  # as it was saved once
     detector = Detector()
     detector.load_state_dict(state)
+    assert detector.state_dict()["panel"]["levels"]["prediction_std_ratio"] == ratios != {}
     assert not detector.healthy
     _, alarms = run(healthy(100, HEALTHY + 15), detector, HEALTHY + 15)
     assert alarms == []

@@ -216,8 +216,8 @@ def test_the_scores_are_those_of_the_observed_rows() -> None:
     loop.monitor.close()
     outputs, labels = (torch.cat(each) for each in zip(*tensors, strict=True))
     expected = float(outputs.std(correction=0) / labels.std(correction=0))
-    assert loop.rows[2]["spread/sales"] == pytest.approx(expected, rel=1e-5)
-    assert loop.rows[1]["spread/sales"] == loop.rows[0]["spread/sales"]
+    assert loop.rows[2]["prediction_std_ratio/sales"] == pytest.approx(expected, rel=1e-5)
+    assert loop.rows[1]["prediction_std_ratio/sales"] == loop.rows[0]["prediction_std_ratio/sales"]
 
 
 def self_made(loop: Loop, x: Tensor, observed: int) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,14 @@ def test_the_names_of_a_surveyed_step() -> None:
     assert {f"what_if/{rule}/{layer}" for rule in rules for layer in LAYERS} <= names
     assert "what_if_min/AdaptiveGradientClip/bottom.weight" in names
     assert "what_if/Clippy/table.weight" not in names
-    assert {"auc/click", "calibration/click", "ne/click", "spread/click", "ne/sales", "spread/sales"} <= names
+    assert {
+        "auc/click",
+        "calibration/click",
+        "ne/click",
+        "prediction_std_ratio/click",
+        "ne/sales",
+        "prediction_std_ratio/sales",
+    } <= names
     assert not {"auc/sales", "calibration/sales"} & names
 
 
@@ -383,7 +390,7 @@ def test_labels_without_outputs_give_relative_losses_and_no_scores() -> None:
     expected = losses["sales"].item() / float(labels["sales"].var(correction=0))
     assert found["relative_loss/sales"] == pytest.approx(expected)
     assert "relative_loss/click" not in found
-    assert not {"auc/click", "spread/sales"} & set(found)
+    assert not {"auc/click", "prediction_std_ratio/sales"} & set(found)
 
 
 @over("layers", {"glob": ["bottom.*"], "two": ["bottom.weight", "bottom.bias"]})
@@ -486,9 +493,9 @@ def test_the_window_starts_anew_when_an_alarm_is_over() -> None:
     loop.run([256] * 24)
     assert loop.alarms
     assert loop.monitor.detector.healthy
-    spreads = [signals.spreads["click"] for signals in loop.shown if signals.spreads]
-    assert spreads[5] > 1.1 * max(spreads[:5])
-    assert spreads[-1] < 1.1 * max(spreads[:5])  # the batch would be in the window for 32 steps
+    ratios = [signals.prediction_std_ratios["click"] for signals in loop.shown if signals.prediction_std_ratios]
+    assert ratios[5] > 1.1 * max(ratios[:5])
+    assert ratios[-1] < 1.1 * max(ratios[:5])  # the batch would be in the window for 32 steps
 
 
 def test_memory_is_constant_over_a_run() -> None:

@@ -86,7 +86,7 @@ def test_each_form_gives_the_same_values(told: bool, outputs: str, losses: str) 
     assert len(words) == (0 if told else sum(odd))
     assert all("Monitor(..., " in word for word in words)
     names = ["loss/click", "relative_loss/click", "relative_loss/sales"]
-    names += ["spread/click", "ne/click", "calibration/click", "auc/click"] if told else []
+    names += ["prediction_std_ratio/click", "ne/click", "calibration/click", "auc/click"] if told else []
     first = expected()[0]  # later ones differ: the gradient of a sum is larger
     assert [loop.rows[0][name] for name in names] == pytest.approx([first[name] for name in names], rel=1e-4)
 
@@ -94,9 +94,9 @@ def test_each_form_gives_the_same_values(told: bool, outputs: str, losses: str) 
 def test_scores_taken_for_something_else_are_not_told() -> None:
     loop = Loop("probabilities", "mean")
     said(lambda: loop.run(17))
-    assert not [name for name in loop.rows[0] if name.startswith(("spread/", "calibration/", "ne/"))]
+    assert not [name for name in loop.rows[0] if name.startswith(("prediction_std_ratio/", "calibration/", "ne/"))]
     reference = expected()
-    for name in ("spread/click", "ne/click", "calibration/click", "auc/click"):
+    for name in ("prediction_std_ratio/click", "ne/click", "calibration/click", "auc/click"):
         assert loop.rows[16][name] == pytest.approx(reference[16][name], rel=0.1)
 
 

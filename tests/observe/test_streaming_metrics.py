@@ -64,11 +64,13 @@ def test_the_scores_are_those_of_the_metrics() -> None:
     assert float(found["ne"][0]) == pytest.approx(metrics.normalised_entropy(outputs[0], labels[0]))
     assert float(found["calibration"][0]) == pytest.approx(metrics.calibration(outputs[0], labels[0]))
     spread = outputs[0].sigmoid().std(correction=0) / labels[0].std(correction=0)
-    assert float(found["spread"][0]) == pytest.approx(float(spread))
+    assert float(found["prediction_std_ratio"][0]) == pytest.approx(float(spread))
     assert float(found["ne"][1]) == pytest.approx(
         float((outputs[1] - labels[1]).square().mean() / labels[1].var(correction=0))
     )
-    assert float(found["spread"][1]) == pytest.approx(float(outputs[1].std(correction=0) / labels[1].std(correction=0)))
+    assert float(found["prediction_std_ratio"][1]) == pytest.approx(
+        float(outputs[1].std(correction=0) / labels[1].std(correction=0))
+    )
     assert found["auc"][1] == found["calibration"][1] == ABSENT
 
 

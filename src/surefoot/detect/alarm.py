@@ -20,7 +20,7 @@ class Alarm:
         task: whose signal it was, if it was a task's.
         layer: in which it began, if a layer's signal shows it.
         signal: "clip_ratio" and "grad_norm" are early, before anything is known to be worse for it; "non_finite",
-            "loss", "relative_loss", "auc", "spread" (predictions collapse), "saturation", "calibration",
+            "loss", "relative_loss", "auc", "prediction_std_ratio" (predictions collapse), "saturation", "calibration",
             "batch_shift" (a batch norm's averages jump) and "dead_gradient" tell of harm.
         reason: in plain words.
     """

@@ -65,22 +65,24 @@ _AUC = _Judged("auc", "aucs", False, neg, neg, 0.0075, "the AUC of {} fell")
 _SHIFT = _Judged(
     "batch_shift", "batch_shifts", True, _log, math.exp, 0.7, "the batch's mean shifted at {}", least=math.log(10)
 )
+_STD_RATIO = "prediction_std_ratio"
 _JUDGED = (
     _LOSS,
     _RELATIVE,
     _AUC,
-    _Judged("spread", "spreads", False, _minus_log, _exp_minus, 0.18, "the spread of {}'s predictions fell"),
-    _Judged("saturation", "spreads", False, _log, math.exp, 0.18, "the spread of {}'s predictions rose", least=0.0),
+    _Judged(_STD_RATIO, f"{_STD_RATIO}s", False, _minus_log, _exp_minus, 0.18, f"the {_STD_RATIO} of {{}} fell"),
+    _Judged("saturation", f"{_STD_RATIO}s", False, _log, math.exp, 0.18, f"the {_STD_RATIO} of {{}} rose", least=0.0),
     _Judged("calibration", "calibrations", False, _distance_from_1, math.exp, 0.12, "the miscalibration of {} rose"),
     _SHIFT,
     _RATIO,
     _NORM,
 )
-SIGNALS = ("non_finite", *(watch.signal for watch in _JUDGED), "dead_gradient")
+SIGNALS = ("non_finite", *(kind.signal for kind in _JUDGED), "dead_gradient")
 """The names of signals, harm done before what may come to harm: of several at once the first names an alarm."""
 
-_FIELDS = {watch.signal: watch.field for watch in _JUDGED} | {"dead_gradient": "grad_norms"}
-_OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # over the last rows, hence shown every few steps
+_FIELDS = {kind.signal: kind.field for kind in _JUDGED} | {"dead_gradient": "grad_norms"}
+_OLD_NAMES = {"spread": _STD_RATIO}  # in states that older versions have saved
+_OF_WINDOW = ("auc", _STD_RATIO, "saturation", "calibration")  # over the last rows, hence shown every few steps
 _FAMILIES = {
     "non_finite": "non_finite",
     **dict.fromkeys(("loss", "relative_loss"), "losses"),
@@ -101,15 +103,15 @@ _LOOKS = 16, 2  # values of a window's score that make its level, and that wait:
 def family(signal: str) -> str:
     """Return the family of a signal: those of one family tell of the same trouble.
 
-    >>> [family(signal) for signal in ("clip_ratio", "grad_norm", "loss", "relative_loss", "auc", "spread")]
-    ['steps', 'gradients', 'losses', 'losses', 'scores', 'scores']
+    >>> [family(signal) for signal in ("clip_ratio", "grad_norm", "loss", "relative_loss", "auc")]
+    ['steps', 'gradients', 'losses', 'losses', 'scores']
     """
     return _FAMILIES[signal]
 
 
 def families(signals: Signals) -> set[str]:
     """Return the families that a step shows."""
-    return {family(watch.signal) for watch in _JUDGED if getattr(signals, watch.field)} | {"non_finite"}
+    return {family(kind.signal) for kind in _JUDGED if getattr(signals, kind.field)} | {"non_finite"}
 
 
 def of_window(signal: str) -> bool:
@@ -121,7 +123,7 @@ def shows(signals: Signals, signal: str, name: str) -> bool:
     """Return whether a step shows this signal of the task or layer; of ``non_finite`` its losses, ratios or norms."""
     if signal in _FIELDS:
         return name in getattr(signals, _FIELDS[signal])
-    return any(name in getattr(signals, watch.field) for watch in _NEVER_UNDEFINED)
+    return any(name in getattr(signals, kind.field) for kind in _NEVER_UNDEFINED)
 
 
 class Baselines:
@@ -135,7 +137,7 @@ class Baselines:
 
     def __init__(self, *, deviations: float, window: int, history: int) -> None:
         self._deviations, self._window, self._history = deviations, window, history
-        self._levels: dict[str, dict[str, Level]] = {watch.signal: {} for watch in _JUDGED if watch is not _AUC}
+        self._levels: dict[str, dict[str, Level]] = {kind.signal: {} for kind in _JUDGED if kind is not _AUC}
         self._layers = Level(history, window)  # of the mean logarithm of the clip ratios
         self._rankings: dict[str, Best] = {}  # of each task's AUC
         self._ranked: dict[str, tuple[float, float]] = {}  # the best that an AUC has been, of those sure; and the last
@@ -148,10 +150,10 @@ class Baselines:
         """Return what is out of bounds."""
         self._readings, self._aucs = [], []
         outliers: list[Outlier] = []
-        for watch in _JUDGED:
-            values: Mapping[str, float] = getattr(signals, watch.field)
+        for kind in _JUDGED:
+            values: Mapping[str, float] = getattr(signals, kind.field)
             if values:
-                outliers += self._rank(step, signals) if watch is _AUC else self._judge(watch, values)
+                outliers += self._rank(step, signals) if kind is _AUC else self._judge(kind, values)
         outliers += self._beside_the_first(signals.losses)
         outliers += self._together(signals)
         return outliers
@@ -187,9 +189,10 @@ class Baselines:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state. A signal that it does not have starts anew; one that is not known here is passed over."""
+        levels = {_OLD_NAMES.get(signal, signal): saved for signal, saved in state["levels"].items()}
         for signal in self._levels:
             self._levels[signal] = {}
-            for name, saved in state["levels"].get(signal, {}).items():
+            for name, saved in levels.get(signal, {}).items():
                 self._level(signal, name).load_state_dict(saved)
         self._layers.load_state_dict(state["layers"])
         self._rankings = {task: self._new_ranking() for task in state.get("rankings", {})}
@@ -228,40 +231,40 @@ class Baselines:
                 reason = f"{_AUC.words.format(task)} from {best:.3g} to {value:.3g}"
                 yield Outlier(_AUC.signal, task, False, lost / bound, reason)
 
-    def _judge(self, watch: _Judged, values: Mapping[str, float]) -> Iterator[Outlier]:
+    def _judge(self, kind: _Judged, values: Mapping[str, float]) -> Iterator[Outlier]:
         """Judge the values of one kind, each by its own level; keep the finite ones as readings."""
-        bound = self._deviations * watch.floor
+        bound = self._deviations * kind.floor
         for name, value in values.items():
             if not math.isfinite(value):
-                if watch in _NEVER_UNDEFINED:
-                    what = watch.words.format(name).removesuffix(" rose")
-                    yield Outlier("non_finite", name, watch.per_layer, math.inf, f"{what} is {value}")
+                if kind in _NEVER_UNDEFINED:
+                    what = kind.words.format(name).removesuffix(" rose")
+                    yield Outlier("non_finite", name, kind.per_layer, math.inf, f"{what} is {value}")
                 continue
-            x = watch.scaled(value)
-            level = self._level(watch.signal, name)
+            x = kind.scaled(value)
+            level = self._level(kind.signal, name)
             self._readings.append((level, x))
             judged = len(level) >= self._window
             distance = x - level.median if judged else 0.0
-            if watch is _NORM:
+            if kind is _NORM:
                 yield from self._whether_dead(name, distance)
-            elif watch is _RATIO and x > _HUGE and (not judged or distance > 1):
-                yield Outlier(watch.signal, name, True, x / _HUGE, f"the clip ratio of {name} is {value:.3g}")
-            if watch.alone and distance > bound and x > watch.least and not self._is_learning(watch, name):
-                excess = distance / (self._deviations * max(level.spread(), watch.floor))
+            elif kind is _RATIO and x > _HUGE and (not judged or distance > 1):
+                yield Outlier(kind.signal, name, True, x / _HUGE, f"the clip ratio of {name} is {value:.3g}")
+            if kind.alone and distance > bound and x > kind.least and not self._is_learning(kind, name):
+                excess = distance / (self._deviations * max(level.spread(), kind.floor))
                 if excess > 1:
-                    yield Outlier(watch.signal, name, watch.per_layer, excess, _change(watch, name, level, x))
+                    yield Outlier(kind.signal, name, kind.per_layer, excess, _change(kind, name, level, x))
 
-    def _is_learning(self, watch: _Judged, task: str) -> bool:
+    def _is_learning(self, kind: _Judged, task: str) -> bool:
         """Whether a score of the window leaves its level while its task's losses lie below theirs.
 
         Predictions that spread less than those of the first steps, say, are no collapse then; nor are they while a task
         does not rank yet, as a rare one whose first predictions lie near one half.
         """
-        if watch.signal == "spread" and task in self._ranked and not self.has_ranked(task):
+        if kind.signal == _STD_RATIO and task in self._ranked and not self.has_ranked(task):
             return True
         levels = [self._levels[signal].get(task) for signal in ("relative_loss", "loss")]
         level = next((level for level in levels if level is not None and len(level)), None)
-        if level is None or watch.signal not in _OF_WINDOW:
+        if level is None or kind.signal not in _OF_WINDOW:
             return False
         return level.recent < level.median - max(level.spread(), _RELATIVE.floor)
 
@@ -307,24 +310,24 @@ class Baselines:
             if strain <= 1:
                 return
         if layers >= tasks:
-            watch, values = _RATIO, signals.clip_ratios
+            kind, values = _RATIO, signals.clip_ratios
             name = max(values, key=lambda n: _log(values[n]) - self._level("clip_ratio", n).median)
         else:
             known = bool(signals.relative_losses)
-            watch, values = (_RELATIVE, signals.relative_losses) if known else (_LOSS, signals.losses)
+            kind, values = (_RELATIVE, signals.relative_losses) if known else (_LOSS, signals.losses)
             name = max(risen, key=lambda n: risen[n])
-        reason = _change(watch, name, self._level(watch.signal, name), _log(values[name]))
-        yield Outlier(watch.signal, name, watch.per_layer, strain, reason)
+        reason = _change(kind, name, self._level(kind.signal, name), _log(values[name]))
+        yield Outlier(kind.signal, name, kind.per_layer, strain, reason)
 
     def _risen(self, task: str, signals: Signals, rise: Callable[[Level, float, float], float]) -> float:
         """Return how many deviations a task's loss has risen; 0 where that cannot be said."""
         rises = []
-        for watch, values in ((_RELATIVE, signals.relative_losses), (_LOSS, signals.losses)):
+        for kind, values in ((_RELATIVE, signals.relative_losses), (_LOSS, signals.losses)):
             value = values.get(task)
             if value is not None:
                 if not math.isfinite(value):
                     return 0.0
-                rises.append(rise(self._level(watch.signal, task), _log(value), watch.floor))
+                rises.append(rise(self._level(kind.signal, task), _log(value), kind.floor))
         return min(rises)
 
     def _rise(self, level: Level, x: float, floor: float) -> float:
@@ -350,5 +353,5 @@ class Baselines:
             yield from levels.values()
 
 
-def _change(watch: _Judged, name: str, level: Level, x: float) -> str:
-    return f"{watch.words.format(name)} from {watch.unscaled(level.median):.3g} to {watch.unscaled(x):.3g}"
+def _change(kind: _Judged, name: str, level: Level, x: float) -> str:
+    return f"{kind.words.format(name)} from {kind.unscaled(level.median):.3g} to {kind.unscaled(x):.3g}"

@@ -28,7 +28,8 @@ class Detector:
     - a loss, a clip ratio or a gradient norm is not finite;
     - the clip ratios of all layers and the losses of all tasks *together* have risen above their running levels by more
       than ``deviations`` robust standard deviations: what is small in each is plain in all;
-    - one layer's clip ratio or gradient norm, or one task's spread or calibration has left its own level by as much,
+    - one layer's clip ratio or gradient norm, or one task's calibration or its predictions' standard
+      deviation over that of its labels has left its own level by as much,
       and by enough to matter; or a batch norm's distance between the batch's mean and the running mean has; or a clip
       ratio exceeds 20, whatever its level;
     - one task's AUC lies below its best of the last ``history`` steps by ``deviations`` standard errors, and by 3/4 of

@@ -20,7 +20,8 @@ class Signals:
         grad_norms: of each layer, L2.
         aucs: of each binary task, over a window of recent batches.
         calibrations: of each task, mean prediction over mean label, same window.
-        spreads: of each task, standard deviation of the predictions over that of the labels, same window.
+        prediction_std_ratios: of each task, standard deviation of the predictions over that of the labels, same
+            window.
         auc_errors: of each AUC, its standard error, from the numbers of positives and negatives; without it the
             detector takes the noise from how much an AUC differs from the one before.
         batch_shifts: of each batch norm, by how many of its running deviations the batch's mean differs from the
@@ -33,7 +34,7 @@ class Signals:
     grad_norms: Mapping[str, float] = field(default_factory=dict)
     aucs: Mapping[str, float] = field(default_factory=dict)
     calibrations: Mapping[str, float] = field(default_factory=dict)
-    spreads: Mapping[str, float] = field(default_factory=dict)
+    prediction_std_ratios: Mapping[str, float] = field(default_factory=dict)
     auc_errors: Mapping[str, float] = field(default_factory=dict)
     batch_shifts: Mapping[str, float] = field(default_factory=dict)
 

@@ -133,7 +133,7 @@ def attribute(
     )
 
 
-class _Part(NamedTuple):
+class _Effects(NamedTuple):
     """The columns of an input, or the touched rows of a table: their numbers, squared gradients and effects, (n,)."""
 
     indices: Tensor
@@ -162,13 +162,13 @@ def _by_task(
     return norms, totals
 
 
-def _by_column(x: Tensor, grad: Tensor) -> _Part:
+def _by_column(x: Tensor, grad: Tensor) -> _Effects:
     """Return the parts of an input's columns, its last dimension; of one dimension all is a column."""
     x, grad = (each.detach().reshape(-1, each.shape[-1] if each.ndim > 1 else 1).T for each in (x, grad))
     return _part(torch.arange(len(x), dtype=torch.int64, device=x.device), x, grad)
 
 
-def _by_row(table: Tensor, grad: Tensor) -> _Part:
+def _by_row(table: Tensor, grad: Tensor) -> _Effects:
     """Return the parts of the rows of a table that a gradient touches."""
     grad = by_row(grad)
     if grad.is_sparse:
@@ -179,19 +179,19 @@ def _by_row(table: Tensor, grad: Tensor) -> _Part:
     return _part(rows, table.detach()[rows].flatten(1), values.flatten(1))
 
 
-def _part(indices: Tensor, x: Tensor, grad: Tensor) -> _Part:
+def _part(indices: Tensor, x: Tensor, grad: Tensor) -> _Effects:
     """Return the part of rows of values and their gradients, (n, numbers) each."""
     x, grad = x.float(), grad.float()
     finite = grad.isfinite()
     effect = torch.where(finite, x * torch.where(finite, grad, 0.0), 0.0).square().sum(1)
-    return _Part(indices, grad.square().sum(1), torch.where(x.isfinite().all(1), effect, math.nan))
+    return _Effects(indices, grad.square().sum(1), torch.where(x.isfinite().all(1), effect, math.nan))
 
 
-def _whole(part: _Part) -> _Part:
-    return _Part(part.indices.new_zeros(1), part.gradients.sum(0, keepdim=True), part.effects.sum(0, keepdim=True))
+def _whole(part: _Effects) -> _Effects:
+    return _Effects(part.indices.new_zeros(1), part.gradients.sum(0, keepdim=True), part.effects.sum(0, keepdim=True))
 
 
-def _shares(parts: Mapping[str, _Part], top: int, names: Mapping[str, Sequence[str] | None]) -> tuple[Share, ...]:
+def _shares(parts: Mapping[str, _Effects], top: int, names: Mapping[str, Sequence[str] | None]) -> tuple[Share, ...]:
     """Return the largest of several parts, those that are not finite before all others.
 
     A part's entries are called by ``names``, numbered where it has none, or called as the part itself if it has None.

@@ -15,7 +15,7 @@ _SIGNALS = {
     "l2_norm/grad": "grad_norms",
     "auc": "aucs",
     "calibration": "calibrations",
-    "spread": "spreads",
+    "prediction_std_ratio": "prediction_std_ratios",
     "auc_error": "auc_errors",
 }
 

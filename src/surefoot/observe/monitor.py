@@ -38,8 +38,8 @@ class Monitor:
     would clip; of each batch norm how far the batch's mean lies from its running mean; whether all is finite. Every
     ``every`` steps: the norms of gradient, update and weight of each layer and embedding table, the share of dead
     units, the update-to-weight ratio, and the factor that each rule *would* have given, by unit the mean and the least.
-    Every ``refresh`` steps: AUC, normalised entropy, calibration and spread of the predictions over the last ``rows``
-    rows.
+    Every ``refresh`` steps, over the last ``rows`` rows: AUC, normalised entropy, calibration, and the standard
+    deviation of the predictions over that of the labels.
 
     Values are read, written to the sinks and shown to the detector one step late. A layer is a named parameter that an
     optimizer holds, embedding tables apart, which are told by their module's class. Under ``torch.distributed`` all
@@ -127,7 +127,7 @@ class Monitor:
         self._layers, self._tables = _split(model, several, layers)
         self._held = _count(several)
         self._batch_norms = BatchNorms(model)
-        self._watches = [self._watch(optimizer) for optimizer in several]
+        self._observers = [self._observe(optimizer) for optimizer in several]
         self._window = Window(rows)
         self._scored_from = 0  # step: what the window showed before is of rows that are out of it
         self._detector_input = DetectorInput(self._masked)
@@ -142,7 +142,7 @@ class Monitor:
         self._values: dict[str, float] = {}
         self.attribution: Attribution | None = None
 
-    def _watch(self, optimizer: Optimizer) -> StepObserver:
+    def _observe(self, optimizer: Optimizer) -> StepObserver:
         return StepObserver(optimizer, *self._held_by(optimizer), lambda: self._step % self.every == 0)
 
     def _held_by(self, optimizer: Optimizer) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -156,8 +156,8 @@ class Monitor:
         if (held := _count(self._optimizers)) != self._held:
             self._held = held
             self._layers, self._tables = _split(self._model, self._optimizers, self._patterns)
-            for watch, optimizer in zip(self._watches, self._optimizers, strict=True):
-                watch.look_at(*self._held_by(optimizer))
+            for observer, optimizer in zip(self._observers, self._optimizers, strict=True):
+                observer.look_at(*self._held_by(optimizer))
 
     @torch.no_grad()
     def step(
@@ -195,8 +195,8 @@ class Monitor:
             record.add_found("batch_shift", self._batch_norms.names, self._batch_norms.shifts(), Combine.MAX)
         if self._step % self.every == 0:
             self._add_survey(record)
-        for watch in self._watches:
-            watch.forget()
+        for observer in self._observers:
+            observer.forget()
         self._note_added()
         alarm = self._read()
         self._pending = self._step, record.start(), batch
@@ -210,8 +210,8 @@ class Monitor:
             scores: of the trained model on rows it was not trained on, where there are such, for the verdict.
         """
         self._read()
-        for watch in self._watches:
-            watch.remove()
+        for observer in self._observers:
+            observer.remove()
         self._tell_sinks("close")
         return self.detector.finish(self._step, scores)
 
@@ -310,18 +310,18 @@ class Monitor:
         sigmas: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
-        for watch in self._watches:
-            norms |= watch.norms()
-            clippys, seen = watch.measures()
+        for observer in self._observers:
+            norms |= observer.norms()
+            clippys, seen = observer.measures()
             own, others = own | clippys, others | seen
-            sigmas |= {name: sigma for name, sigma in watch.factors().items() if name not in clippys} if seen else {}
+            sigmas |= {name: sigma for name, sigma in observer.factors().items() if name not in clippys} if seen else {}
         record.add_found("l2_norm/grad", self._layers, norms, Combine.MAX)
         record.add_found("clippy", self._layers, own, Combine.MIN)
         record.add_found("clip_factor", self._layers, sigmas, Combine.MIN)
         record.add_found("clip_measure", self._layers, others, Combine.MIN)
 
     def _add_survey(self, record: Record) -> None:
-        looks = {name: look for watch in self._watches for name, look in watch.looks().items()}
+        looks = {name: look for observer in self._observers for name, look in observer.looks().items()}
         for kind, values in layer_stats.full(looks, self.rules, tables=self._tables).items():
             if kind == "l2_norm/grad":  # layers have theirs in every step
                 record.add_found(kind, self._tables, values, Combine.MAX)

@@ -16,7 +16,7 @@ _OF_GRADIENTS = ("l2_norm/grad", "clip_ratio")
 _OF_LABELS = ("label_mean", "label_variance")  # NaN without a label
 OF_BATCH = ("loss", "relative_loss", *_OF_GRADIENTS)
 """The kinds that are chance where a batch has few rows."""
-SCORES = ("auc", "auc_error", "ne", "calibration", "spread")
+SCORES = ("auc", "auc_error", "ne", "calibration", "prediction_std_ratio")
 """The kinds that tell of the rows in the window."""
 _OF_A_STEP = ("clip_factor", "clip_measure", "clippy")  # the last two: Clippy's measure; of a rule that is Clippy
 

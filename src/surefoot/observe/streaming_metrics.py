@@ -121,9 +121,10 @@ def scores(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
     """Return the scores of rows as ``clean`` returns them, each (tasks,), by name.
 
     Binary, the outputs being logits: ``auc``, ``ne`` (log-loss over that of the labels' mean), ``calibration``
-    (mean prediction over mean label), ``spread`` (standard deviation of the predictions over the labels') and
-    ``auc_error``, the standard error of the AUC after Hanley and McNeil, who take it from the numbers of both classes.
-    Regression: ``ne``, the squared error over the labels' variance, and ``spread``; the others are absent.
+    (mean prediction over mean label), ``prediction_std_ratio`` (standard deviation of the predictions over the
+    labels') and ``auc_error``, the standard error of the AUC after Hanley and McNeil, who take it from the numbers of
+    both classes. Regression: ``ne``, the squared error over the labels' variance, and ``prediction_std_ratio``; the
+    others are absent.
     """
     outputs, labels, seen = cleaned
     is_binary = kinds.mask
@@ -137,7 +138,7 @@ def scores(cleaned: Tensor, kinds: Kinds) -> dict[str, Tensor]:
     constant = torch.where(is_binary, _entropy(label), variance)
     found = {
         "ne": losses.sum(1) / count / constant,
-        "spread": (_variance(predictions, prediction, seen, count) / variance).sqrt(),
+        "prediction_std_ratio": (_variance(predictions, prediction, seen, count) / variance).sqrt(),
         "calibration": torch.where(is_binary, prediction / label, ABSENT),
     }
     areas = [

@@ -20,7 +20,7 @@ from surefoot.recover.saved_run import SavedRun
 from surefoot.recover.skip_stage import UntakenSteps, on_any_rank
 
 _AT_ONCE = 100.0  # times as large: nothing grows so within the steps between two checkpoints, but by a single step
-_OF_WINDOW = ("auc", "spread", "saturation", "calibration")  # signals of many batches at once
+_OF_WINDOW = ("auc", "prediction_std_ratio", "saturation", "calibration")  # signals of many batches at once
 _CALM = 3  # batches in a row, without a sign of trouble, that end a look
 
 
