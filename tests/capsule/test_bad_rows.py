@@ -19,7 +19,7 @@ from surefoot.capsule.bad_rows import (
     bisect,
 )
 from surefoot.capsule.batch_rows import rows_in, take_rows
-from surefoot.capsule.replay import Seen, Training, replay
+from surefoot.capsule.replay import ReplayedStep, Training, replay
 from surefoot.capsule.ring import Ring
 from surefoot.capsule.storage import Capsule
 from surefoot.errors import InputError
@@ -223,8 +223,8 @@ def test_an_event_in_the_first_steps_is_looked_into(at: int, tmp_path: Path):
 )
 def test_a_little_more_than_before_blames_no_row(value: float, steps: int, out: bool):
     """31.5 where 31.1 was the highest is what happens in any run."""
-    seen = [Seen(step, {"rating": 31.1 - step % 3}, {}, _NOTHING) for step in range(steps)]
-    seen.append(Seen(steps, {"rating": value}, {}, _NOTHING))
+    seen = [ReplayedStep(step, {"rating": 31.1 - step % 3}, {}, _NOTHING) for step in range(steps)]
+    seen.append(ReplayedStep(steps, {"rating": value}, {}, _NOTHING))
     if out:
         assert _signal(seen, {}, 3).healthy == 31.1
         return

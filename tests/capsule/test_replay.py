@@ -25,7 +25,7 @@ from small_training import (
 )
 from surefoot.capsule.counterfactual import Counterfactual
 from surefoot.capsule.recovery_test import loss_changes
-from surefoot.capsule.replay import Seen, Training, _differences, as_recorded, go_on, replay  # pyright: ignore[reportPrivateUsage]
+from surefoot.capsule.replay import ReplayedStep, Training, _differences, as_recorded, go_on, replay  # pyright: ignore[reportPrivateUsage]
 from surefoot.capsule.ring import Ring
 from surefoot.capsule.storage import StepRecord
 from surefoot.errors import InputError
@@ -228,8 +228,8 @@ def test_going_on_under_another_rule(tmp_path: Path):
     assert seen[5].losses != capsule.steps[5].losses
 
 
-def seen(values: list[float]) -> list[Seen]:
-    return [Seen(i, {"a": value}, {}, Counterfactual({}, {})) for i, value in enumerate(values)]
+def seen(values: list[float]) -> list[ReplayedStep]:
+    return [ReplayedStep(i, {"a": value}, {}, Counterfactual({}, {})) for i, value in enumerate(values)]
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_survival(values: list[float], relative: bool, survived: bool):
 def test_numbers_are_compared_bit_for_bit():
     losses = {"not a number": nan, "zero": -0.0, "same": 0.5}
     record = StepRecord(0, None, None, {}, losses=losses, norms={}, observed=True, note={})
-    assert _differences(record, Seen(0, losses, {}, Counterfactual({}, {}))) == []
-    (found,) = _differences(record, Seen(0, {**losses, "zero": 0.0}, {}, Counterfactual({}, {})))
+    assert _differences(record, ReplayedStep(0, losses, {}, Counterfactual({}, {}))) == []
+    (found,) = _differences(record, ReplayedStep(0, {**losses, "zero": 0.0}, {}, Counterfactual({}, {})))
     assert found.name == "loss zero"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from surefoot.capsule import snapshot
 from surefoot.capsule.batch_rows import UnusualValue, row_scores, rows_in, take_rows
 from surefoot.capsule.counterfactual import Counterfactual
-from surefoot.capsule.replay import Seen, Training, as_recorded, begin, run
+from surefoot.capsule.replay import ReplayedStep, Training, as_recorded, begin, run
 from surefoot.capsule.snapshot import Plain
 from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
@@ -135,7 +135,7 @@ class _Search:
         self.training, self.records, self.take, self.left = training, records, take, trials
         self.limit = trials
         self.states: dict[int, Plain] = {}
-        self.seen: list[Seen] = []
+        self.seen: list[ReplayedStep] = []
         self.reach = min(_REACH, (len(records) - 1) // 2)  # as many steps before those say what is healthy
         first = len(records) - 1 - self.reach
         self.seen += run(training, records[:first], {})
@@ -212,17 +212,17 @@ class _Search:
         return _number(_run(training, records)[-1], signal.kind, signal.name)
 
 
-def _run(training: Training, records: Sequence[StepRecord]) -> list[Seen]:
+def _run(training: Training, records: Sequence[StepRecord]) -> list[ReplayedStep]:
     """Take the steps; one that raises for numbers that are not finite shows nothing."""
-    seen: list[Seen] = []
+    seen: list[ReplayedStep] = []
     try:
         seen += run(training, records, {})
     except FloatingPointError:
-        seen.append(Seen(records[-1].step, {}, {}, _NOTHING))
+        seen.append(ReplayedStep(records[-1].step, {}, {}, _NOTHING))
     return seen
 
 
-def _signal(seen: Sequence[Seen], alarm: Mapping[str, Any], reach: int) -> Signal:
+def _signal(seen: Sequence[ReplayedStep], alarm: Mapping[str, Any], reach: int) -> Signal:
     """Return the number of the last step that is farthest above those of the steps before, the alarm's own first."""
     last, event = len(seen) - 1 - reach, seen[-1]
     before = seen[max(0, last - _RECENT) : last]
@@ -261,7 +261,7 @@ def _of_kind(signal: Signal, alarm: Mapping[str, Any]) -> bool:
     return any(word in str(alarm.get("signal", "")) for word in signal.kind.split("_")[-1:])
 
 
-def _names(seen: Seen) -> Iterator[tuple[str, str]]:
+def _names(seen: ReplayedStep) -> Iterator[tuple[str, str]]:
     if not seen.losses:
         yield "error", ""
     yield from (("loss", name) for name in seen.losses)
@@ -269,7 +269,7 @@ def _names(seen: Seen) -> Iterator[tuple[str, str]]:
     yield from (("clip_ratio", name) for name in seen.counterfactual.clip_ratios)
 
 
-def _number(seen: Seen, kind: str, name: str) -> float:
+def _number(seen: ReplayedStep, kind: str, name: str) -> float:
     if kind == "error":
         return 0.0 if seen.losses else math.nan
     numbers = {"loss": seen.losses, "norm": seen.norms, "clip_ratio": seen.counterfactual.clip_ratios}[kind]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from surefoot.capsule.replay import Seen
+from surefoot.capsule.replay import ReplayedStep
 
 BEFORE, AFTER = 64, 16  # steps in the level before the event, and in the level at the end
 _LEARNT = 0.95  # relative loss below which a task has learnt something
@@ -33,7 +33,9 @@ class LossChange:
         return self.end <= self.limit
 
 
-def loss_changes(seen: Sequence[Seen], event: int, *, names: Iterable[str], relative: bool) -> dict[str, LossChange]:
+def loss_changes(
+    seen: Sequence[ReplayedStep], event: int, *, names: Iterable[str], relative: bool
+) -> dict[str, LossChange]:
     """Return the level of each loss before the event and at the end.
 
     A loss has come back if its end is not above the middle between its level before and 1, the loss of a constant
@@ -51,7 +53,7 @@ def loss_changes(seen: Sequence[Seen], event: int, *, names: Iterable[str], rela
     return {name: _loss_change(seen, event, name, relative) for name in names}
 
 
-def _loss_change(seen: Sequence[Seen], event: int, name: str, relative: bool) -> LossChange:
+def _loss_change(seen: Sequence[ReplayedStep], event: int, name: str, relative: bool) -> LossChange:
     values = [(each.step, _or_inf(each.losses.get(name, math.nan))) for each in seen]
     values = [(step, value) for step, value in values if value or not relative]
     earlier = [value for step, value in values if step < event][-BEFORE:]

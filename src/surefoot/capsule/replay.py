@@ -69,7 +69,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReplayedStep:
     """What one step showed when it was run again."""
 
     step: int
@@ -102,7 +102,7 @@ class Replay:
     """
 
     event: int
-    steps: list[Seen]
+    steps: list[ReplayedStep]
     difference: Difference | None
     compared: int
     states: int
@@ -145,7 +145,7 @@ def replay(capsule: Capsule, training: Training, *, what_if: Mapping[str, Rule] 
 
 def go_on(
     capsule: Capsule, training: Training, *, more: Iterable[Plain] = (), what_if: Mapping[str, Rule] = EVERY_RULE
-) -> list[Seen]:
+) -> list[ReplayedStep]:
     """Run the steps from the oldest snapshot on under the training's own rule, whatever the recorded one was.
 
     Batches, random states, rates and optimizer states are the recorded ones; only the rule is another.
@@ -163,12 +163,12 @@ def go_on(
     with as_recorded(capsule):
         begin(capsule, training, rules="keep")
         seen = list(run(training, capsule.steps, what_if))
-        watch = CounterfactualObserver(training.optimizers, _layers(training), what_if)
+        observer = CounterfactualObserver(training.optimizers, _layers(training), what_if)
         try:
             for step, batch in enumerate(more, start=seen[-1].step + 1):
-                seen.append(take(training, watch, step, batch))
+                seen.append(take(training, observer, step, batch))
         finally:
-            watch.remove()
+            observer.remove()
     return seen
 
 
@@ -195,15 +195,15 @@ def begin(capsule: Capsule, training: Training, *, rules: str) -> None:
     )
 
 
-def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str, Rule]) -> Iterator[Seen]:
+def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str, Rule]) -> Iterator[ReplayedStep]:
     """Take the steps of the records from where the training stands."""
-    watch = CounterfactualObserver(training.optimizers, _layers(training), what_if)
+    observer = CounterfactualObserver(training.optimizers, _layers(training), what_if)
     try:
         for record in records:
             batch = training.batch_of(record)
             training.prepare(record)
             snapshot.set_random_state(record.generators)
-            seen = take(training, watch, record.step, batch)
+            seen = take(training, observer, record.step, batch)
             missing = [name for name in record.losses if name not in seen.losses]
             if missing:
                 raise ValueError(
@@ -211,15 +211,15 @@ def run(training: Training, records: Sequence[StepRecord], what_if: Mapping[str,
                 )
             yield seen
     finally:
-        watch.remove()
+        observer.remove()
 
 
-def take(training: Training, watch: CounterfactualObserver, step: int, batch: Plain) -> Seen:
+def take(training: Training, observer: CounterfactualObserver, step: int, batch: Plain) -> ReplayedStep:
     """Take one step, and read what it showed."""
     shown = training.step(batch)
     losses = {name: float(loss.detach() if isinstance(loss, Tensor) else loss) for name, loss in shown.items()}
     norms = layer_norms(training.model.named_parameters()) if training.norms is None else training.norms()
-    return Seen(step, losses, {name: float(norm) for name, norm in norms.items()}, watch.take())
+    return ReplayedStep(step, losses, {name: float(norm) for name, norm in norms.items()}, observer.take())
 
 
 def surroundings(then: Mapping[str, Any]) -> list[str]:
@@ -236,7 +236,7 @@ def _layers(training: Training) -> Mapping[str, nn.Parameter]:
     return split_parameters(training.model).dense if training.layers is None else training.layers
 
 
-def _differences(record: StepRecord, seen: Seen) -> list[Difference]:
+def _differences(record: StepRecord, seen: ReplayedStep) -> list[Difference]:
     """Return what differs in the step's numbers."""
     found = []
     for kind, then, now in (("loss", record.losses, seen.losses), ("norm", record.norms, seen.norms)):

@@ -60,7 +60,7 @@ class Guard(Part):
                 raise TypeError("optimizers has LBFGS, whose line search steps many times in one step; expected others")
         self._decision: Flag = False
         self._served: set[Optimizer] = set()  # those that have stepped under the present decision
-        self._seen: dict[Optimizer, _Seen] = {}  # what the decision was taken from
+        self._seen: dict[Optimizer, _KnownGradients] = {}  # what the decision was taken from
         names = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers)
         self._skips = nonfinite.Skips(f"guard of {names}")
         for optimizer in self._optimizers:
@@ -108,7 +108,7 @@ class Guard(Part):
     def _decide(self, around: Around) -> None:
         self._decision, self._served, self._seen = False, set(), {}
         for optimizer in self._optimizers:
-            self._seen[optimizer] = _Seen.of(optimizer, bad := around.bad(optimizer))
+            self._seen[optimizer] = _KnownGradients.of(optimizer, bad := around.bad(optimizer))
             self._add(around, bad)
 
     def _add(self, around: Around, bad: Flag) -> None:
@@ -117,7 +117,7 @@ class Guard(Part):
         self._decision = either(self._decision, bad)
 
 
-class _Seen(NamedTuple):
+class _KnownGradients(NamedTuple):
     """The gradients that an optimizer had at one time, without keeping them."""
 
     optimizer: Optimizer
@@ -125,7 +125,7 @@ class _Seen(NamedTuple):
     bad: Flag
 
     @classmethod
-    def of(cls, optimizer: Optimizer, bad: Flag) -> "_Seen":
+    def of(cls, optimizer: Optimizer, bad: Flag) -> "_KnownGradients":
         return cls(optimizer, {p: (TensorWeakRef(grad), _version(grad)) for p, grad in held(optimizer)}, bad)
 
     def replaced(self) -> bool:

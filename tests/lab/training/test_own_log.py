@@ -15,7 +15,7 @@ from surefoot.capsule.bad_rows import bisect
 from surefoot.capsule.batch_rows import row_scores
 from surefoot.capsule.counterfactual import Counterfactual
 from surefoot.capsule.recovery_test import loss_changes
-from surefoot.capsule.replay import Seen, replay
+from surefoot.capsule.replay import ReplayedStep, replay
 from surefoot.detect.detector import Detector, Verdict
 from surefoot.lab.data.schema import Batch, Log, Task
 from surefoot.lab.data.sliding_window import MovingWindow
@@ -198,7 +198,9 @@ def test_a_label_that_is_not_observed_is_not_unusual():
 
 def test_steps_that_do_not_show_a_task_are_left_out_of_its_level():
     losses = [0.5 if step % 3 == 0 else 0.0 for step in range(120)]
-    seen = [Seen(step, {"relative_loss/like": loss}, {}, Counterfactual({}, {})) for step, loss in enumerate(losses)]
+    seen = [
+        ReplayedStep(step, {"relative_loss/like": loss}, {}, Counterfactual({}, {})) for step, loss in enumerate(losses)
+    ]
     level = loss_changes(seen, 60, names=["relative_loss/like"], relative=True)["relative_loss/like"]
     assert (level.before, level.end, level.survived) == (0.5, 0.5, True)
 

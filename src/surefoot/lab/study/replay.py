@@ -10,7 +10,7 @@ from typing import Any
 from surefoot import rules
 from surefoot.capsule import storage
 from surefoot.capsule.bad_rows import Bisection, bisect
-from surefoot.capsule.replay import Replay, Seen, Training, go_on, replay
+from surefoot.capsule.replay import Replay, ReplayedStep, Training, go_on, replay
 from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.errors import InputError
 from surefoot.files import parse_toml
@@ -83,7 +83,7 @@ class Examined:
     judged: list[str]
     replay: Replay
     own: str
-    went_on: dict[str, list[Seen]]
+    went_on: dict[str, list[ReplayedStep]]
     bisection: Bisection | None
     not_searched: str = ""
 

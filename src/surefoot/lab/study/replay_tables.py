@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from surefoot.capsule.bad_rows import BadRow, Bisection
 from surefoot.capsule.batch_rows import UnusualValue
 from surefoot.capsule.recovery_test import LossChange, loss_changes
-from surefoot.capsule.replay import Replay, Seen
+from surefoot.capsule.replay import Replay, ReplayedStep
 from surefoot.capsule.storage import Capsule, StepRecord
 from surefoot.lab.study.replay import Examined, Recorded
 
-_Step = TypeVar("_Step", Seen, StepRecord)
+_Step = TypeVar("_Step", ReplayedStep, StepRecord)
 BEFORE, AFTER = 6, 6  # steps shown around the event
 _LAYERS = 12  # in the what-if table, those that Clippy would have clipped most
 _LOSSES = 6  # of a loop of one's own, as many as fit
@@ -50,7 +50,7 @@ def around(seen: Sequence[_Step], event: int) -> list[_Step]:
     return [each for each in seen if event - BEFORE <= each.step <= event + AFTER]
 
 
-def trajectory(seen: Sequence[Seen], event: int, names: Iterable[str]) -> Table:
+def trajectory(seen: Sequence[ReplayedStep], event: int, names: Iterable[str]) -> Table:
     """Return losses and the largest of Clippy's ratios, step by step around the event."""
     names = list(names)
     rows = [
@@ -65,7 +65,7 @@ def trajectory(seen: Sequence[Seen], event: int, names: Iterable[str]) -> Table:
     return Table("relative losses, before each step", heads, [rows])
 
 
-def what_if(seen: Sequence[Seen], event: int) -> Table:
+def what_if(seen: Sequence[ReplayedStep], event: int) -> Table:
     """Return the factor of every rule at each weight matrix: at the event, and the least around it."""
     shown = around(seen, event)
     at = next((each for each in shown if each.step == event), shown[-1])
@@ -74,7 +74,7 @@ def what_if(seen: Sequence[Seen], event: int) -> Table:
     worst = sorted(matrices, key=lambda layer: -_worst_first(ratios[layer]))[:_LAYERS]
     layers = [layer for layer in matrices if layer in worst]
 
-    def section(steps: Sequence[Seen], words: str) -> list[tuple[str, ...]]:
+    def section(steps: Sequence[ReplayedStep], words: str) -> list[tuple[str, ...]]:
         least = {
             rule: {layer: _least(each.counterfactual.factors[rule].get(layer) for each in steps) for layer in layers}
             for rule in rules
@@ -248,7 +248,7 @@ def document(found: Examined | Recorded) -> dict[str, Any]:
     )
 
 
-def _asdict(seen: Seen) -> dict[str, Any]:
+def _asdict(seen: ReplayedStep) -> dict[str, Any]:
     return {"step": seen.step, "losses": seen.losses, "norms": seen.norms, **seen.counterfactual._asdict()}
 
 
