@@ -13,6 +13,7 @@ from surefoot.observe.step_stats import touched
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_updates import ClipHandle, handle_of
 from surefoot.optim.eager import Accumulate, Epsilon
+from surefoot.optim.hooks import closure_of
 from surefoot.rules import Clippy
 
 Group = dict[str, Any]
@@ -101,11 +102,10 @@ class StepObserver:
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        has_closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
         scale = getattr(optimizer, "grad_scale", None)
         self._scale = None if scale is None else scale.clone()  # the scaler writes into it
         self._rates = [(group, _kept(group["lr"])) for group in optimizer.param_groups]
-        self._remember(has_closure)
+        self._remember(closure_of(args, kwargs) is not None)
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.optim.groups import NamePattern, match_names, named_parameters
+from surefoot.optim.hooks import closure_of, with_closure
 from surefoot.optim.unwrap import unwrapped
 
 GradientFunction = Callable[[Tensor], Tensor]
@@ -41,7 +42,7 @@ class GradientOperations:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer itself
+        closure = closure_of(args, kwargs)
         if not callable(closure):
             self._apply(optimizer)
             return None
@@ -51,9 +52,7 @@ class GradientOperations:
             self._apply(optimizer)
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": with_operations}
-        return (*args[:1], with_operations, *args[2:]), kwargs
+        return with_closure(args, kwargs, with_operations)
 
     @torch.no_grad()
     def _apply(self, optimizer: Optimizer) -> None:

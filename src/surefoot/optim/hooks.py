@@ -16,7 +16,7 @@ The optimizer's ``step`` is wrapped, as schedulers wrap it, so that what was hid
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -117,8 +117,7 @@ class Around:
     def hide(self, held: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Let the step see no gradient of these parameters."""
         self._hidden += held
-        for param, _ in held:
-            param.grad = None
+        hide(held)
 
     # Around the step
 
@@ -128,7 +127,7 @@ class Around:
         if self._within and self._open:  # a step within a step: this one is looked after already
             return None
         self.forget()  # a step that raised, and that was called past the wrapper
-        closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
+        closure = closure_of(args, kwargs)
         self._open = True
         for part in self.parts:
             part.begin(self, closure is not None)
@@ -143,7 +142,7 @@ class Around:
                 self._decide()
             return loss
 
-        return ((args[0], decided, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": decided})
+        return with_closure(args, kwargs, decided)
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     @torch.no_grad()
@@ -187,9 +186,7 @@ class Around:
 
     def _show(self) -> None:
         """Give the gradients and ``found_inf`` back."""
-        for param, grad in self._hidden:
-            if param.grad is None:
-                param.grad = grad
+        give_back(self._hidden)
         if self._found_inf is not None and getattr(self.optimizer, "found_inf", None) is self._found_inf[0]:
             if self._found_inf[1] is None:
                 del self.optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
@@ -244,6 +241,31 @@ def takes_found_inf(optimizer: Optimizer) -> bool:
 def held(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     """Return the parameters that have a gradient, each with it."""
     return [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def hide(held: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Take the gradients from their parameters."""
+    for param, _ in held:
+        param.grad = None
+
+
+def give_back(held: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Give parameters their hidden gradients back, unless they have new ones."""
+    for param, grad in held:
+        if param.grad is None:
+            param.grad = grad
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """Return the closure of a step, from the arguments that its hooks are given; the first is the optimizer."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a step with another closure in the place of its own."""
+    return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
 
 
 def either(one: Flag, other: Flag) -> Flag:

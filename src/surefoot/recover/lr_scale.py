@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.clip_updates import handle_of
-from surefoot.optim.hooks import Around, Part, around
+from surefoot.optim.hooks import Around, Part, around, closure_of, give_back, held, hide, with_closure
 from surefoot.optim.unwrap import unwrapped
 from surefoot.rules import Clippy, Rule
 
@@ -142,7 +142,7 @@ class LrScale(Part):
     def _hold(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], undo: list[Any]) -> Any:
         """Hide the gradients from the step; those that a closure makes, once it has made them."""
         _forget_measures(optimizer)
-        closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
+        closure = closure_of(args, kwargs)
         if closure is None:
             _hide(optimizer, undo)
             return None
@@ -152,7 +152,7 @@ class LrScale(Part):
             _hide(optimizer, undo)
             return loss
 
-        return ((args[0], blind, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": blind})
+        return with_closure(args, kwargs, blind)
 
 
 def _forget_measures(optimizer: Optimizer) -> None:
@@ -192,15 +192,6 @@ def _put(group: dict[str, Any], key: str, value: Any, undo: list[Callable[[], No
 
 
 def _hide(optimizer: Optimizer, undo: list[Callable[[], None]]) -> None:
-    held: list[tuple[Tensor, Tensor]] = []
-    for param in (param for group in optimizer.param_groups for param in group["params"]):
-        if param.grad is not None:
-            held.append((param, param.grad))
-            param.grad = None
-
-    def back() -> None:
-        for param, grad in held:
-            if param.grad is None:
-                param.grad = grad
-
-    undo.append(back)
+    hidden = held(optimizer)
+    hide(hidden)
+    undo.append(partial(give_back, hidden))
