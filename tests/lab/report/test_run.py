@@ -332,7 +332,7 @@ def test_every_section_of_the_template_is_drawn_or_said(runs: dict[str, Path], t
 def test_of_a_step_that_was_written_twice_the_later_row_counts(tmp_path: Path):
     """As where a run that was killed went on from an earlier checkpoint."""
     (tmp_path / "metrics.parts").mkdir()
-    for i, (steps, losses) in enumerate((([0, 1], [0.9, 0.8]), ([1, 2], [0.5, 0.4]))):
-        part = pl.DataFrame({"step": steps, "loss/click": losses})
+    for i, (steps, values) in enumerate((([0, 1], [0.9, 0.8]), ([1, 2], [0.5, 0.4]))):
+        part = pl.DataFrame({"step": steps, "loss/click": values})
         part.write_parquet(tmp_path / "metrics.parts" / f"{i:08d}.parquet")
     assert read_run(tmp_path).steps["loss/click"].to_list() == [0.9, 0.5, 0.4]
