@@ -125,7 +125,6 @@ ROOMS: dict[str, list[Change]] = {
     "test_supervisor.py": [
         ("supervisor.py", "self._stepped:\n            self._end()\n        for", "self._stepped:\n            pass\n        for"),
         ("supervisor.py", "self._with_ring(lambda ring: ring.clear())", "pass"),
-        ("supervisor.py", "self._told = min(self._told, len(events))  # what", "pass  # what"),
         ("supervisor.py", "        if not torch.is_grad_enabled():\n            return\n", ""),
     ],
     "integrations/test_lightning.py": [

@@ -19,6 +19,7 @@ from torch.optim import Adagrad, Adam, Optimizer
 import surefoot
 from full_disks import nothing_can_be_written
 from surefoot import Action, Supervisor, Training, Verdict
+from surefoot.capsule import storage
 
 pytestmark = pytest.mark.filterwarnings("ignore:guard of .* the step was skipped:RuntimeWarning")
 
@@ -154,6 +155,24 @@ def unharmed() -> float:
     loop = Loop()
     loop.train(None)
     return loop.score()
+
+
+def test_what_is_reported_where_gradients_are_disabled_is_no_part_of_a_step(tmp_path: Path):
+    loop, batch = Loop(), batch_of(0)
+    with supervised(loop, tmp_path) as supervisor:
+        with torch.no_grad():
+            supervisor.report(loop.losses(batch_of(7)), **loop.shown, batch=batch_of(7))
+        losses = loop.losses(batch)
+        supervisor.report(losses, **loop.shown, batch=batch)
+        torch.stack([*losses.values()]).sum().backward()
+        loop.optimizers[0].step()
+        assert supervisor.steps == 1
+        assert supervisor.ring is not None
+        path = supervisor.ring.write(tmp_path / "capsules")
+    assert path is not None
+    (step,) = storage.read(path).steps
+    assert isinstance(step.batch, tuple)
+    assert torch.equal(torch.as_tensor(step.batch[0]), batch.x)
 
 
 @pytest.mark.parametrize("count", [1, 2])
