@@ -107,14 +107,18 @@ class LocalEngine:
     ) -> list[dict[str, Any]]:
         """Return the results in the order of the trials; those whose folders are finished are read, not run.
 
+        Args:
+            trials: what to run.
+            on_done: called with each result as it is there, and the folder's name as ``"trial"``.
+
         Raises:
             InputError: if a worker is killed in the same trial twice.
             Exception: whatever a trial raises.
         """
         trials = list(trials)
         results = {i: result for i, trial in enumerate(trials) if (result := read_result(trial.folder))}
-        for result in results.values():
-            on_done(result)
+        for i, result in results.items():
+            on_done(result | {"trial": trials[i].folder.name})
         waiting, lost = deque(i for i in range(len(trials)) if i not in results), Counter[int]()
         while waiting or self._busy:
             while waiting and len(self._busy) < self.processes:
@@ -131,7 +135,7 @@ class LocalEngine:
                     raise answer
                 else:
                     results[i] = answer
-                    on_done(answer)
+                    on_done(answer | {"trial": trials[i].folder.name})
         return [results[i] for i in range(len(trials))]
 
     @property

@@ -40,9 +40,10 @@ from surefoot.lab.study.config import (
     StudyConfig,
     rule_kind,
 )
-from surefoot.lab.study.engine import LocalEngine, Trial
+from surefoot.lab.study.engine import LocalEngine
 from surefoot.lab.study.model import build_model
 from surefoot.lab.study.runner import PlannedTrial, Runner, Search, Setting, planned_trial, rounded
+from surefoot.lab.study.time_left import Part
 from surefoot.lab.study.trial import days_of_log, load_log, total_steps
 from surefoot.tasks import TaskKind
 
@@ -60,6 +61,7 @@ def run_study(
     on_phase: Callable[[str, int], None] = lambda name, trials: None,
     on_trial: Callable[[dict[str, Any]], None] = lambda result: None,
     on_lost: Callable[[str], None] = lambda sentence: None,
+    on_left: Callable[[float], None] = lambda seconds: None,
 ) -> Study:
     """Run the study, or what is left of it, into the folder ``out``; return its results, which are also written there.
 
@@ -70,8 +72,9 @@ def run_study(
             processes can import, from a log's ``Schema`` to a model. The first is searched.
         workers: processes; by default as many as the cores allow.
         on_phase: called with a name and a number of trials before each batch of trials.
-        on_trial: called with each trial's result.
+        on_trial: called with each trial's result, and its name as ``"trial"``.
         on_lost: called with a sentence about a trial whose process was killed, and that is run again.
+        on_left: called after each trial that was run, with about how many seconds the whole study still takes.
 
     Raises:
         InputError: if the folder holds another study or is in use by another process, if the configuration does not
@@ -90,13 +93,13 @@ def run_study(
     with claimed(out, config), LocalEngine(workers, config.training.threads, on_lost) as engine:
         refuse_changed(out, "trials")
         (out / SUMS).unlink(missing_ok=True)  # of files that may now be run again
-        runner = Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial)
+        runner = Runner(config, out, engine, f"auc/{select_by}", on_phase, on_trial, on_left)
         searches = _search(runner)
         chosen = {search.method.name: search.best() or min(search.scores) for search in searches}
         _sweep(runner, searches, chosen)
         _settle_falls(runner, searches, chosen)
         for model in config.models:
-            runner.run(f"{model.name}: the best settings over seeds", _finals(config, model, chosen))
+            runner.run(Part.FINALS, f"{model.name}: the best settings over seeds", _finals(config, model, chosen))
         floor = _floor(runner)
         close_ups = _close_ups(runner, searches)
     methods = [_method_summary(runner, search, chosen) for search in searches]
@@ -148,20 +151,20 @@ def _search(runner: Runner) -> list[Search]:
     config, seeds = runner.config, runner.config.search.search_seeds
     searches = [Search(method) for method in config.methods]
     wanted = {s.method.name: s.grid(config.search.rates) for s in searches}
-    phase = f"{config.models[0].name}: the paper's grid"
+    part, phase = Part.GRID, f"{config.models[0].name}: the paper's grid"
     while any(wanted.values()):
-        _try(runner, phase, [(s, setting) for s in searches for setting in wanted[s.method.name]], seeds[:1])
+        _try(runner, part, phase, [(s, setting) for s in searches for setting in wanted[s.method.name]], seeds[:1])
         for s in searches:
             wanted[s.method.name] = s.untried()[: config.search.extra_trials - s.extra]
             s.extra += len(wanted[s.method.name])
-        phase = f"{config.models[0].name}: beyond the grid's edges"
+        part, phase = Part.BEYOND_GRID, f"{config.models[0].name}: beyond the grid's edges"
     phase = f"{config.models[0].name}: the best settings over the search seeds"
     while unsure := [(s, setting) for s in searches for setting in s.unsure(config.search.rates, len(seeds))]:
-        _try(runner, phase, unsure, seeds)
+        _try(runner, Part.SEARCH_SEEDS, phase, unsure, seeds)
     return searches
 
 
-def _try(runner: Runner, phase: str, wanted: list[tuple[Search, Setting]], seeds: Sequence[int]) -> None:
+def _try(runner: Runner, part: Part, phase: str, wanted: list[tuple[Search, Setting]], seeds: Sequence[int]) -> None:
     """Run settings on the first model with some seeds, and note their scores."""
     config = runner.config
     plans = [
@@ -169,7 +172,7 @@ def _try(runner: Runner, phase: str, wanted: list[tuple[Search, Setting]], seeds
         for s, setting in wanted
         for seed in seeds
     ]
-    rows = iter(runner.run(phase, plans))
+    rows = iter(runner.run(part, phase, plans))
     for s, setting in wanted:
         s.scores[setting] = runner.score([next(rows) for _ in seeds])
 
@@ -190,7 +193,7 @@ def _sweep(runner: Runner, searches: list[Search], chosen: dict[str, Setting]) -
             for s in searches
             for multiple in sorted({*config.search.sweep, chosen[s.method.name].multiple})
         ]
-        runner.run(f"{model.name}: every rate", plans)
+        runner.run(Part.SWEEP, f"{model.name}: every rate", plans)
 
 
 def _settle_falls(runner: Runner, searches: list[Search], chosen: dict[str, Setting]) -> None:
@@ -216,7 +219,7 @@ def _settle_falls(runner: Runner, searches: list[Search], chosen: dict[str, Sett
         if {plan.trial for plan in plans} <= known:
             return
         known |= {plan.trial for plan in plans}
-        runner.run("where each method falls off, over the search seeds", plans)
+        runner.run(Part.FALLS, "where each method falls off, over the search seeds", plans)
 
 
 def _uncertain(fall: Fall) -> list[float]:
@@ -272,7 +275,7 @@ def _floor(runner: Runner) -> Floor:
 
     def tried(rates: Sequence[float]) -> float:
         plans = [plan(rate, seed, "selection") for rate in rates for seed in seeds]
-        rows = iter(runner.run("the linear floor", plans))
+        rows = iter(runner.run(Part.FLOOR, "the linear floor", plans))
         scores.update({rate: runner.score([next(rows) for _ in seeds]) for rate in rates})
         return max(scores, key=lambda rate: _defined(scores[rate]))
 
@@ -282,7 +285,8 @@ def _floor(runner: Runner) -> Floor:
             best = tried([rounded(2 * best)])
         elif best == min(scores):
             best = tried([rounded(best / 2)])
-    runner.run("the linear floor over seeds", [plan(best, seed, "final") for seed in config.search.seeds])
+    finals = [plan(best, seed, "final") for seed in config.search.seeds]
+    runner.run(Part.FLOOR_FINALS, "the linear floor over seeds", finals)
     return Floor(rate=best, at_edge=best in (min(scores), max(scores)))
 
 
@@ -307,8 +311,7 @@ def _close_ups(runner: Runner, searches: list[Search]) -> list[CloseUp]:
         plan = planned_trial(config, model, plain, Setting(fell[0].multiple), fell[0].seed, "selection")
         watched = plan.run.model_copy(update={"monitor": MonitorConfig(every=1, capsules=False)})
         plan = PlannedTrial(watched, f"close-up {plain.name}", plan.setting)
-        runner.on_phase(f"{model.name}: a close look at {plain.name}", 1)
-        runner.engine.run([Trial(plan.run, runner.out / "trials" / plan.trial)], on_done=runner.on_trial)
+        runner.run_without_rows(Part.CLOSE_UPS, f"{model.name}: a close look at {plain.name}", [plan])
         found.append(CloseUp(model.name, plan.trial, plain.name, fell[0].multiple, fell[0].result["onset"]))
     return found
 

@@ -12,6 +12,8 @@ from surefoot.lab.results import Row
 from surefoot.lab.settings import dump
 from surefoot.lab.study.config import MethodConfig, ModelConfig, RuleConfig, RunConfig, StudyConfig
 from surefoot.lab.study.engine import LocalEngine, Trial
+from surefoot.lab.study.time_left import Part, TimeLeft, expected_trials
+from surefoot.lab.study.trial import read_result
 
 
 @dataclass(frozen=True, order=True)
@@ -84,21 +86,37 @@ class Runner:
     metric: str
     on_phase: Callable[[str, int], None]
     on_trial: Callable[[dict[str, Any]], None]
+    on_left: Callable[[float], None] = lambda seconds: None
     rows: list[Row] = field(default_factory=list)
 
-    def run(self, phase: str, plans: list["PlannedTrial"]) -> list[Row]:
+    def __post_init__(self) -> None:
+        self._time_left = TimeLeft(expected_trials(self.config), self.engine.processes)
+
+    def run(self, part: Part, phase: str, plans: list["PlannedTrial"]) -> list[Row]:
         """Run the plans that have not been run before; return a row for each plan, in order."""
         known = {row.trial: row for row in self.rows}
         plans = list({plan.trial: plan for plan in plans}.values())
         fresh = [plan for plan in plans if plan.trial not in known]
-        if fresh:
-            self.on_phase(phase, len(fresh))
-        trials = [Trial(plan.run, self.out / "trials" / plan.trial) for plan in fresh]
-        results = self.engine.run(trials, on_done=self.on_trial)
-        for plan, result in zip(fresh, results, strict=True):
+        for plan, result in zip(fresh, self.run_without_rows(part, phase, fresh), strict=True):
             known[plan.trial] = plan.row(result)
             self.rows.append(known[plan.trial])
         return [known[plan.trial] for plan in plans]
+
+    def run_without_rows(self, part: Part, phase: str, plans: list["PlannedTrial"]) -> list[dict[str, Any]]:
+        """Run plans, all of them distinct; return their results."""
+        if not plans:
+            return []
+        self.on_phase(phase, len(plans))
+        trials = [Trial(plan.run, self.out / "trials" / plan.trial) for plan in plans]
+        self._time_left.begin(part, len(trials), sum(read_result(trial.folder) is not None for trial in trials))
+        results = self.engine.run(trials, on_done=self._done)
+        self._time_left.end()
+        return results
+
+    def _done(self, result: dict[str, Any]) -> None:
+        self.on_trial(result)
+        if (seconds := self._time_left.finished()) is not None:
+            self.on_left(seconds)
 
     def score(self, rows: list[Row]) -> Score:
         """Return what selection compares: the metric of one setting's rows, a seed each."""
