@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from surefoot.errors import InputError
 from surefoot.files import make_folder, write_whole
 from surefoot.lab.settings import dump, load
@@ -88,19 +90,27 @@ def _settle(out: Path, config: StudyConfig) -> None:
     found = load(StudyConfig, written)
     if found != config:
         raise InputError(
-            f"{out} holds another study: {_difference(found.model_dump(mode='json'), config.model_dump(mode='json'))}; "
-            "expected a new folder, or this study's"
+            f"{out} holds another study: {difference(found, config, CONFIG)}; expected a new folder, or this study's"
         )
 
 
-def _difference(found: Any, asked: Any, key: str = "") -> str:
-    """Return the first key in which two configurations differ, in words."""
+def difference(found: BaseModel, asked: BaseModel, file: str) -> str:
+    """Return the first key in which what is asked for differs from what a file has, in words."""
+    key, there, wanted = _first_difference(found.model_dump(mode="json"), asked.model_dump(mode="json"))
+    return f"in its {file} {key} is {_shown(there) or 'not set'}, and {_shown(wanted) or 'none'} is asked for"
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else "a section" if isinstance(value, dict) else repr(value)
+
+
+def _first_difference(found: Any, asked: Any, key: str = "") -> tuple[str, Any, Any]:
     if isinstance(found, dict) and isinstance(asked, dict):
         for name in (*found, *(name for name in asked if name not in found)):
             if found.get(name) != asked.get(name):
-                return _difference(found.get(name), asked.get(name), f"{key}.{name}".lstrip("."))
+                return _first_difference(found.get(name), asked.get(name), f"{key}.{name}".lstrip("."))
     if isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
         for i, pair in enumerate(zip(found, asked, strict=True)):
             if pair[0] != pair[1]:
-                return _difference(*pair, f"{key}.{i}")
-    return f"in its {CONFIG} {key} is {found!r}, and {asked!r} is asked for"
+                return _first_difference(*pair, f"{key}.{i}")
+    return key, found, asked

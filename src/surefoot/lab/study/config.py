@@ -3,6 +3,7 @@
 The same objects in Python or in TOML. Here, at the edge, rules, models and data sets have names.
 """
 
+import math
 import os
 import tomllib
 from dataclasses import asdict
@@ -332,3 +333,25 @@ def with_changes(
                 raise InputError(f"{choice('--model', name, list(known))}, or 'package.module:function'")
         table["models"] = [known[name].model_dump(exclude_none=True) for name in models]
     return parse(StudyConfig, table, "--data")
+
+
+def with_overrides(
+    config: RunConfig, *, rate: float | None = None, seed: int | None = None, rule: str | None = None
+) -> RunConfig:
+    """Return the run at another rate, from another seed, or under another rule, which has its default arguments then.
+
+    Raises:
+        InputError: if a value cannot be used, or no rule has the name.
+    """
+    table = config.model_dump(exclude_none=True)
+    if rate is not None:
+        if not 0 < rate < math.inf:
+            raise InputError(f"--rate is {rate:g}; expected a number above 0")
+        table["rate"] = rate
+    if seed is not None:
+        table["seed"] = seed
+    if rule is not None and rule != config.rule.name:
+        if rule not in rule_names():
+            raise InputError(choice("--rule", rule, rule_names()))
+        table["rule"] = {"name": rule}
+    return parse(RunConfig, table, "the command line")

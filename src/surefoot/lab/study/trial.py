@@ -33,7 +33,7 @@ from surefoot.lab.data.schema import Log
 from surefoot.lab.data.sliding_window import MovingWindow
 from surefoot.lab.settings import dump, load
 from surefoot.lab.sources import completejourney, synthetic
-from surefoot.lab.study.claim import RUN_LOCK
+from surefoot.lab.study.claim import RUN_LOCK, difference
 from surefoot.lab.study.config import DataConfig, MonitorConfig, RunConfig
 from surefoot.lab.study.model import build_model, fit_label_units
 from surefoot.lab.training.loop import Run, train, warm_up
@@ -193,28 +193,57 @@ def run_trial(config: RunConfig, folder: Path, *, on_step: Callable[[int], None]
     return finished
 
 
-def claim(folder: Path, config: RunConfig) -> str:
+def claim(folder: Path, config: RunConfig, *, resume: bool = False) -> str:
     """Make sure that a folder is new, or this run's, interrupted; return in words what becomes of what is there.
 
+    Args:
+        folder: the run's.
+        config: the run.
+        resume: whether nothing but going on from a checkpoint will do.
+
     Raises:
-        InputError: if it holds something else, another run, or this one, finished.
+        InputError: if it holds something else, another run, or this one, finished; with ``resume`` also if it has no
+            checkpoint to go on from.
     """
-    if not folder.exists() or (folder.is_dir() and not {path.name for path in folder.iterdir()} - {RUN_LOCK}):
+    new = not folder.exists() or (folder.is_dir() and not {path.name for path in folder.iterdir()} - {RUN_LOCK})
+    if new and not resume:
         return ""
-    written = folder / _CONFIG
-    if not written.is_file():
-        raise InputError(f"--out {folder} exists and is not empty; expected a new or an empty folder, or this run's")
-    if load(RunConfig, written) != config:
-        raise InputError(f"--out {folder} holds another run; expected a new or an empty folder, or this run's")
+    found = written_config(folder, resume=resume)
+    if found != config:
+        raise InputError(
+            f"--out {folder} holds another run: {difference(found, config, _CONFIG)}; expected a new or an empty "
+            "folder, or this run's"
+        )
     if read_result(folder) is not None:
         raise InputError(
             f"--out {folder} holds this run, finished, and is not empty; expected a new or an empty folder"
         )
     if _has_checkpoints(folder):
         return f"{folder} holds this run, interrupted: going on from its last checkpoint"
+    if resume:
+        raise InputError(
+            f"--resume is given and {folder} has no checkpoint; expected the folder of a run with [recovery] that was "
+            "interrupted, or the same command without --resume, which starts anew"
+        )
     shutil.rmtree(folder / _WATCHED, ignore_errors=True)
     (folder / _JOURNAL).unlink(missing_ok=True)
     return f"{folder} holds this run, interrupted: starting anew, as only a run with [recovery] has checkpoints"
+
+
+def written_config(folder: Path, *, resume: bool) -> RunConfig:
+    """Return the configuration of the run that a folder holds.
+
+    Raises:
+        InputError: if it holds none; with ``resume`` it says that there is nothing to go on with.
+    """
+    written = folder / _CONFIG
+    if written.is_file():
+        return load(RunConfig, written)
+    if resume:
+        raise InputError(
+            f"--resume is given and {folder} holds no run; expected the folder of one that was interrupted"
+        )
+    raise InputError(f"--out {folder} exists and is not empty; expected a new or an empty folder, or this run's")
 
 
 def _has_checkpoints(folder: Path) -> bool:
