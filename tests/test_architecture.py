@@ -14,8 +14,9 @@ from properties import over
 LABORATORY: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("lab.cli",),
-    ("lab.cli_data",),
-    ("lab.terminal",),
+    ("lab.cli_data", "lab.cli_results"),
+    ("lab.progress_display",),
+    ("lab.terminal", "lab.usage_errors"),
     ("lab",),  # the public names
     ("lab.report", "lab.study", "lab.testing"),
     ("lab.training",),

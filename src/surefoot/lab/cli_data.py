@@ -1,16 +1,18 @@
 """``surefoot data``: look at a log, and prepare it."""
 
 import tomllib
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from surefoot.errors import InputError
 from surefoot.lab import sources
-from surefoot.lab.terminal import console, interruptible, plain_table, refuse_full
+from surefoot.lab.progress_display import ProgressDisplay
+from surefoot.lab.terminal import Loudness, Quiet, Verbose, console, interruptible, plain_table, refuse_full
+from surefoot.lab.usage_errors import Commands
 
 if TYPE_CHECKING:
     from surefoot.lab.ingest.description import Description
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from surefoot.lab.ingest.profile import Profile
     from surefoot.lab.ingest.source import Source
 
-app = typer.Typer(help="Look at a log, and prepare it to be trained on.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Look at a log, and prepare it to be trained on.", no_args_is_help=True)
 
 GENERIC = "log"
 IN_MEMORY = ("completejourney",)
@@ -26,15 +28,27 @@ _DAYS_SHOWN = 40
 
 SchemaFile = Annotated[Path | None, typer.Option(help="The TOML file that describes the log.")]
 SourceName = Annotated[
-    str, typer.Argument(help=f"{GENERIC} (with --schema), {', '.join((*sources.names(), *IN_MEMORY))}.")
+    str,
+    typer.Argument(
+        help=f"{GENERIC} (with --schema), {', '.join((*sources.names(), *IN_MEMORY))}.",
+        autocompletion=lambda: [GENERIC, *sources.names(), *IN_MEMORY],
+    ),
 ]
+
+
+def own_logs() -> list[str]:
+    """Return the logs that need no files."""
+    return [*IN_MEMORY, "synthetic"]
 
 
 @app.command()
 def check(
     path: Annotated[str, typer.Argument(help="A folder or a file of a log, or a URL.")],
     schema: SchemaFile = None,
-    source: Annotated[str | None, typer.Option(help=f"A known layout: {', '.join(sources.names())}.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help=f"A known layout: {', '.join(sources.names())}.", autocompletion=sources.names),
+    ] = None,
     suggest: Annotated[Path | None, typer.Option(help="Write the suggested schema there.")] = None,
 ) -> None:
     """Validate a log and show what it holds: days, gaps, values, labels and drift by day; suggest a schema."""
@@ -65,16 +79,19 @@ def prepare(
     out: Annotated[Path, typer.Option(help="A new folder, or this log's, to add days to it.")] = Path("prepared"),
     schema: SchemaFile = None,
     max_rejected: Annotated[float, typer.Option(min=0, max=1, help="Largest share of a file's rows to reject.")] = 0.01,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a log, once, to day-partitioned parquet that studies and runs read; go on with it if interrupted."""
     from surefoot.lab.data.prepared import write
     from surefoot.lab.ingest.prepare import prepare as convert
 
+    loudness = Loudness.of(quiet, verbose)
     if source in IN_MEMORY:
         refuse_full(out)
         log = import_module(f"surefoot.lab.sources.{source}").load()
         write(log, out)
-        console.print(log.notice, style="dim")
+        loudness.notice(log.notice)
         console.print(
             f"{out}: {log.starts[-1]:,} rows, {len(log.days)} days, {log.days[0]} to {log.days[-1]}.", soft_wrap=True
         )
@@ -82,17 +99,11 @@ def prepare(
     if not path:
         raise InputError(f"path is missing; expected the folder of the {source} files")
     found = _source(source, path, schema)
-    if found.description.notice:
-        console.print(found.description.notice, style="dim")
+    loudness.notice(found.description.notice)
     _show_notes(found)
-    with interruptible("the same command goes on from there"), _progress() as progress:
-        bar = progress.add_task("", total=1.0)
-        report = convert(
-            found,
-            out,
-            max_rejected=max_rejected,
-            on_progress=lambda what, share: progress.update(bar, description=what, completed=share),
-        )
+    with interruptible("the same command goes on from there"), ProgressDisplay(loudness) as progress:
+        progress.begin("")
+        report = convert(found, out, max_rejected=max_rejected, on_progress=_shown_on(progress))
     _show_report(report, out)
 
 
@@ -148,9 +159,17 @@ def _suggested(name: str, files: tuple[str, ...], to: Path | None) -> "Descripti
     return settings.parse(Description, tomllib.loads(found.toml), "the suggested schema")
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+def _shown_on(progress: ProgressDisplay) -> Callable[[str, float], None]:
+    """Return what shows how far a preparation is; each file and day is told of once."""
+    told = set[str]()
+
+    def show(what: str, share: float) -> None:
+        progress.update(share, what=what)
+        if what not in told:
+            told.add(what)
+            progress.loudness.detail(what)
+
+    return show
 
 
 def _show_profile(seen: "Profile") -> None:

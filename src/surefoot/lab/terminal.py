@@ -4,9 +4,10 @@ import re
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -18,7 +19,6 @@ from rich.text import Text
 from surefoot.errors import InputError
 
 INTERRUPTED = 130
-_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")  # as torch tells of it
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")  # as torch tells of it
 
 # Control characters but for line ends and tabs, marks that turn the direction of text, and halves of characters.
@@ -49,6 +49,7 @@ class _Terminal(Console):
 
 
 console = _Terminal()
+errors = _Terminal(stderr=True)  # and whatever else is not the result
 
 
 def plain_table(title: str, *heads: str) -> Table:
@@ -102,7 +103,7 @@ def refuse_full(out: Path) -> None:
 def say(sentence: str) -> None:
     """Print a sentence to stderr; the terminal may be gone."""
     with suppress(OSError):
-        _Terminal(stderr=True).print(f"surefoot: {' '.join(sentence.splitlines())}", soft_wrap=True)
+        errors.print(f"surefoot: {' '.join(sentence.splitlines())}", soft_wrap=True)
 
 
 def outside(error: Exception) -> str | None:
@@ -120,3 +121,41 @@ def outside(error: Exception) -> str | None:
     if "(os error " in text:  # as polars tells of a disk
         return f"what is read or written cannot be used: {text}"
     return None
+
+
+class Loudness(Enum):
+    """How much a command tells beside its result and what goes wrong."""
+
+    QUIET = 0
+    USUAL = 1
+    VERBOSE = 2
+
+    @classmethod
+    def of(cls, quiet: bool, verbose: bool) -> "Loudness":
+        """Return what the two options ask for.
+
+        Raises:
+            InputError: if both are given.
+        """
+        if quiet and verbose:
+            raise InputError("--quiet and --verbose are both given; expected one of them")
+        return cls.QUIET if quiet else cls.VERBOSE if verbose else cls.USUAL
+
+    def notice(self, sentence: str) -> None:
+        """Print what belongs to the data, unless only the result is wanted."""
+        if sentence and self is not Loudness.QUIET:
+            console.print(sentence, style="dim", soft_wrap=True)
+
+    def note(self, sentence: str) -> None:
+        """Say something about the work, unless only the result is wanted."""
+        if sentence and self is not Loudness.QUIET:
+            say(sentence)
+
+    def detail(self, sentence: str) -> None:
+        """Say something that only whoever asks for details wants to read."""
+        if self is Loudness.VERBOSE:
+            say(sentence)
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens as it happens.")]

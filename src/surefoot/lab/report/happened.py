@@ -122,6 +122,13 @@ def warnings(run: RunFolder) -> list[str]:
     return said
 
 
+def in_a_line(event: Event) -> str:
+    """Return an event as a run that is under way tells of it."""
+    where = "" if event.step is None else f"step {event.step}: "
+    because = f": {event.reason}" if event.reason else ""
+    return f"{where}{KINDS.get(event.kind, event.kind.replace('_', ' '))}{because}"
+
+
 def happenings(run: RunFolder) -> list[Happening]:
     """Return a line for each event but the result, sorted by step; events without a step come last."""
     found = [event for event in run.events if event.kind != "finished"]

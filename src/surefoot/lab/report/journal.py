@@ -50,6 +50,30 @@ def events(path: Path, content: bytes) -> list[Event]:
     return found
 
 
+class Tail:
+    """Follows a journal that is being written.
+
+    Args:
+        path: the file, which need not be there yet; what it has now is passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = self._size()
+
+    def new(self) -> list[Event]:
+        """Return the events that were written since the last call."""
+        if self._size() <= self._read:
+            return []
+        content = self._path.read_bytes()[self._read :]
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return events(self._path, whole)
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+
 def _event(line: dict[str, Any]) -> Event:
     """Return a line as an event; a wrong line raises one of the errors that ``events`` catches."""
     kind, step = str(line["event"]), line.get("step")

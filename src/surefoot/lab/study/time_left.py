@@ -62,7 +62,7 @@ class TimeLeft:
 
     def begin(self, part: Part, trials: int, finished: int) -> None:
         """Note that a batch of trials begins, so many of which an earlier process has finished."""
-        for each in Part:
+        for each in self._expected:
             if each <= part:
                 self._expected[each] = max(0, self._expected[each] - trials) if each is part else 0
         self._later = sum(self._expected.values())
