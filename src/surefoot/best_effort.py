@@ -1,4 +1,4 @@
-"""Parts that a run can do without may fail: one warning, and the run goes on."""
+"""Optional work may fail: a warning is given once, and the run goes on."""
 
 import warnings
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class BestEffort:
-    """Turns what goes wrong inside a ``with`` block into one warning for each thing that was being done.
+    """Turns exceptions inside a ``with`` block into warnings, one for each kind of work.
 
-    For what a run does not need: sinks, capsules, lines of a journal. A full disk, a server that is away, a folder
-    that is gone end no training. An interruption passes through.
+    Use it for work that a run can do without: metric sinks, capsules, lines of the journal. A full disk, an unreachable
+    server or a deleted folder then does not end the training. ``KeyboardInterrupt`` still does.
 
     >>> best_effort = BestEffort()
     >>> with warnings.catch_warnings(record=True, action="always") as told:
@@ -17,24 +17,24 @@ class BestEffort:
     ...         with best_effort("writing metrics.parquet"):
     ...             raise OSError(28, "No space left on device")
     >>> [str(warning.message) for warning in told]
-    ['writing metrics.parquet failed, training goes on without: [Errno 28] No space left on device']
+    ['writing metrics.parquet failed, training goes on without it: [Errno 28] No space left on device']
     """
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        """Do something that may fail.
+        """Run the block; warn if it fails.
 
         Args:
-            what: is done, for the warning, in the words that a sentence begins with.
+            what: the work, as the beginning of the warning, such as ``"writing metrics.parquet"``.
         """
         try:
             yield
         except Exception as error:
-            if what in self._told:
+            if what in self._warned:
                 return
-            self._told.add(what)
+            self._warned.add(what)
             reason = " ".join(str(error).split()) or type(error).__name__
-            warnings.warn(f"{what} failed, training goes on without: {reason}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{what} failed, training goes on without it: {reason}", RuntimeWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Checks of what a user gives, made once, at construction."""
+"""Checks of the user's arguments, made once, at construction."""
 
 import math
 
@@ -26,5 +26,5 @@ def non_negative(name: str, value: float) -> None:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):  # no number, or none that a float holds
+    except (TypeError, ValueError, OverflowError):  # not a number, or too large for a float
         return False

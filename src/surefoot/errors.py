@@ -1,15 +1,15 @@
-"""What surefoot raises by names of its own."""
+"""The exceptions that surefoot defines."""
 
 
 class InputError(ValueError):
-    """One sentence that names the argument, file, column or day, the value seen and what was expected.
+    """Wrong input. The message is one sentence: the argument, file, column or day, the value seen, the value expected.
 
-    The command line prints it and exits with 2.
+    The command line prints the message and exits with 2.
     """
 
 
-class TrainingStopped(Exception):  # noqa: N818 - no error of the loop that it goes through
-    """Training has diverged, nothing that a recovery can do has helped, and the loop belongs to somebody else.
+class TrainingStopped(Exception):  # noqa: N818 - not an error of the training loop
+    """Training has diverged and recovery has not helped.
 
-    Raised through a trainer that was not told in another way (``on_stop``); the checkpoints are all there.
+    Raised to end a training loop that the user does not own, unless ``on_stop`` is given. All checkpoints are kept.
     """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, the checksums that tell whether one has changed, and what text in one says."""
+"""Atomic writes, checksums of files, and reading of JSON and TOML."""
 
 import hashlib
 import json
@@ -12,19 +12,19 @@ from typing import Any, BinaryIO
 
 from surefoot.errors import InputError
 
-SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+SUMS = "SHA256SUMS"  # in the format of `sha256sum --check`
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder if there is none, and make sure that it can be written.
+    """Create a folder if there is none, and check that it can be written to.
 
     Raises:
-        InputError: naming it and the reason, if it cannot.
+        InputError: naming the folder and the reason, if it cannot be created or written to.
     """
     probe = path / f".probe-{os.getpid()}"
     try:
         with suppress(FileNotFoundError):
-            path.stat()  # which tells of links in a circle
+            path.stat()  # raises for symbolic links in a circle
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
@@ -35,10 +35,10 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write a file beside its place and move it there, so that no reader ever sees a part of it; return its path.
+    """Write a file under a temporary name, then rename it: no reader sees half a file. Return its path.
 
     Raises:
-        InputError: naming the file and the reason, if it cannot be written; what was there before stays.
+        InputError: naming the file and the reason, if it cannot be written; an older file of that name stays.
     """
     draft = path.with_name(f"{path.name}.draft")
     try:
@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes | str) -> Path:
 
 
 def write_sums(folder: Path, paths: Iterable[Path]) -> None:
-    """Write the checksums of files under a folder into it.
+    """Write the checksums of files into the folder that holds them.
 
     Raises:
         InputError: if they cannot be written.
@@ -61,7 +61,7 @@ def write_sums(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Return the checksum of each file under a folder, by its path from there.
+    """Return the checksum of each file in a folder, by its path relative to the folder.
 
     Raises:
         InputError: naming the file of checksums, if it cannot be read.
@@ -70,12 +70,12 @@ def read_sums(folder: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; expected a checksum and a file a line") from None
+        raise InputError(f"{path} cannot be read: {error}; expected a checksum and a file name on each line") from None
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read_checked(path: Path, folder: Path, sums: dict[str, str]) -> bytes:
-    """Return a file's bytes, which must be those that its checksum was taken of.
+    """Return a file's bytes after comparing them with its checksum.
 
     Raises:
         InputError: naming the file, if it cannot be read, has no checksum or has changed.
@@ -97,7 +97,7 @@ def read_checked(path: Path, folder: Path, sums: dict[str, str]) -> bytes:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read its bytes; to open a pipe in a folder from somebody else would be to wait for ever.
+    """Open a regular file to read its bytes; opening a pipe in a foreign folder would block for ever.
 
     Raises:
         InputError: if it is a pipe, a device or a folder.
@@ -112,14 +112,14 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def parse_json(content: bytes | str, origin: object) -> dict[str, Any]:
-    """Return the table that JSON says.
+    """Parse JSON text whose top level is an object.
 
     Args:
         content: the text, UTF-8.
         origin: where it came from, for the message.
 
     Raises:
-        InputError: if it is no JSON, or says something else than a table.
+        InputError: if the text is not JSON, or its top level is not an object.
     """
     try:
         found = json.loads(content)
@@ -131,14 +131,14 @@ def parse_json(content: bytes | str, origin: object) -> dict[str, Any]:
 
 
 def parse_toml(content: bytes | str, origin: object) -> dict[str, Any]:
-    """Return the table that TOML says.
+    """Parse TOML text.
 
     Args:
         content: the text, UTF-8, with or without a byte order mark.
         origin: where it came from, for the message.
 
     Raises:
-        InputError: if it is no TOML.
+        InputError: if the text is not TOML.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -156,10 +156,10 @@ def _kind(value: object) -> str:
 
 
 def refuse_changed(folder: Path, under: str) -> None:
-    """Refuse files below ``folder / under`` that have changed since their checksums were taken; gone ones are passed.
+    """Refuse files below ``folder / under`` that have changed since their checksums were written; ignore missing ones.
 
     Raises:
-        InputError: naming the first.
+        InputError: naming the first changed file.
     """
     sums = read_sums(folder) if (folder / SUMS).exists() else {}
     for name in sums:

@@ -1,20 +1,20 @@
-r"""The rules: how much of an optimizer's update a layer may take.
+r"""The rules: each gives the factor by which an optimizer's update is scaled.
 
-Every method here is one choice of the factor :math:`\sigma` in eq. (5) of Tang et al.,
+Every rule is one choice of the factor :math:`\sigma` in eq. (5) of Tang et al.,
 
 .. math:: w \leftarrow w - \eta\,\sigma\,r
 
-with the direction :math:`r` and the learning rate :math:`\eta` left to the optimizer. A rule sees the
-weight, the gradient, the update :math:`r` and the rate, and nothing else. It works in steps, so that it also
-runs on pieces of a tensor: ``terms`` says what each coordinate contributes, ``reduce`` how contributions combine
-(a sum or a minimum), and ``factor`` turns what has been combined, the measure, into :math:`\sigma`.
+The optimizer gives the direction :math:`r` and the learning rate :math:`\eta`. A rule depends on the weight, the
+gradient, the update :math:`r` and the learning rate, and on nothing else. A rule works in three steps, so that it also
+runs on pieces of a tensor: ``terms`` returns each coordinate's contributions, ``reduce`` combines them (by a sum or a
+minimum) into the measure, and ``factor`` computes :math:`\sigma` from the measure.
 
 What holds for every rule:
 
 * :math:`\sigma` is computed in float32 or better, whatever the weights' type, without waiting for the device.
 * An all-zero update, and an empty tensor, give :math:`\sigma = 1`.
-* A NaN that the rule looks at gives :math:`\sigma` = NaN; a norm that is infinite gives 0. What is done about
-  non-finite gradients is the optimizer's affair.
+* A NaN in a tensor that the rule uses gives :math:`\sigma` = NaN; an infinite norm gives 0. The optimizer decides what
+  to do about non-finite gradients.
 
 Reference: J. Tang et al., "Improving Training Stability for Multitask Ranking Models in Recommender Systems",
 KDD 2023, arXiv:2302.09178, section 4.
@@ -40,26 +40,26 @@ class Scope(Enum):
 
 
 class Reduce(Enum):
-    """How the measures of the pieces of one scope combine; the value is what an empty piece contributes."""
+    """How the measures of several pieces combine; the value is the measure of an empty piece."""
 
     SUM = 0.0
     MIN = float("inf")
 
 
 class Rule(ABC):
-    """A factor for eq. (5). Subclasses are frozen dataclasses of their thresholds."""
+    """A rule for the factor of eq. (5). A subclass is a frozen dataclass whose fields are its thresholds."""
 
     reduce: ClassVar[Reduce]
-    needs_update: ClassVar[bool] = True  # False: looks at weight and gradient only, so it can be asked before a step
+    needs_update: ClassVar[bool] = True  # False: uses weight and gradient only, so sigma is known before the step
 
     @property
     def scope(self) -> Scope:
-        """What one factor covers; a tensor unless the rule says otherwise."""
+        """What one factor covers: by default one tensor."""
         return Scope.TENSOR
 
     @abstractmethod
     def terms(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> tuple[Tensor, ...]:
-        """Return what each coordinate contributes to the measure: k tensors of the weight's shape.
+        """Return each coordinate's k contributions to the measure, as k tensors of the weight's shape.
 
         Args:
             weight: the parameter before the step, or a piece of it; any shape, float32 or better.
@@ -73,7 +73,7 @@ class Rule(ABC):
         """Return sigma, 0-d or (units,), from the combined measure of one scope."""
 
     def unit_dims_of(self, shape: torch.Size) -> int:
-        """Return how many leading dimensions of a weight index its units; 0 where one factor covers the tensor."""
+        """Return how many leading dimensions of a weight index its units; 0 if one factor covers the whole tensor."""
         return 0
 
     def measure(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor) -> Tensor:
@@ -86,19 +86,19 @@ class Rule(ABC):
             lr: the learning rate of this step.
 
         Returns:
-            A tensor of float32 or better: 0-d, or (units,) if the rule has factors for units; with k terms
-            (k,) or (k, units).
+            A tensor of float32 or better: 0-d, or (units,) if the rule has one factor for each unit; with k > 1
+            terms (k,) or (k, units).
         """
         return self.partial(weight, grad, update, lr, self.unit_dims_of(weight.shape))
 
     def partial(self, weight: Tensor, grad: Tensor, update: Tensor, lr: float | Tensor, units: int) -> Tensor:
-        """Return the combined terms of a piece of which the leading ``units`` dimensions index units."""
+        """Return the combined terms of a piece whose leading ``units`` dimensions index units."""
         terms = self.terms(wide(weight), wide(grad), wide(update), lr)
         combined = [self.combine(term.flatten(units) if term.ndim > units else term[..., None]) for term in terms]
         return combined[0] if len(combined) == 1 else torch.stack(combined)
 
     def combine(self, parts: Tensor) -> Tensor:
-        """Return terms, or the measures of several pieces, combined over the last dimension."""
+        """Combine terms, or the measures of several pieces, over the last dimension."""
         if self.reduce is Reduce.SUM:
             return parts.sum(-1)
         if parts.shape[-1] == 0:
@@ -111,7 +111,7 @@ class Rule(ABC):
 
 
 def checked(rule: object, name: str) -> Rule:
-    """Return ``rule`` if it is one.
+    """Return ``rule`` if it is a rule object.
 
     Raises:
         TypeError: naming the argument, the value, and the object to pass.
@@ -124,8 +124,8 @@ def checked(rule: object, name: str) -> Rule:
         hash(rule)
     except TypeError:
         raise TypeError(
-            f"{name} is {rule!r}, which has no hash; expected a rule that stays as it is: make "
-            f"{type(rule).__name__} a @dataclass(frozen=True) whose fields have one"
+            f"{name} is {rule!r}, which has no hash; expected a rule that cannot change: make "
+            f"{type(rule).__name__} a @dataclass(frozen=True) with hashable fields"
         ) from None
     return rule
 
@@ -163,7 +163,7 @@ class GradientClip(Rule):
     r"""Bound the gradient's L2 norm, tensor by tensor: :math:`\sigma = \min(1, \lambda / \|g\|_2)`.
 
     Args:
-        threshold: :math:`\lambda`, the largest norm left alone, in units of the gradient.
+        threshold: :math:`\lambda`, the largest norm that is not clipped, in units of the gradient.
 
     Raises:
         ValueError: if the threshold is not a finite number above 0.
@@ -194,7 +194,7 @@ class GlobalGradientClip(GradientClip):
     r"""Bound the L2 norm of all gradients as one vector: :math:`\sigma = \min(1, \tau / \|g\|_2)`, the same for all.
 
     Args:
-        threshold: :math:`\tau`, the largest norm left alone, in units of the gradient.
+        threshold: :math:`\tau`, the largest norm that is not clipped, in units of the gradient.
 
     Raises:
         ValueError: if the threshold is not a finite number above 0.
@@ -221,10 +221,10 @@ class AdaptiveGradientClip(Rule):
     .. math:: \sigma = \min(1, \lambda \max(\|w\|_2, \epsilon) / \|g\|_2)
 
     Args:
-        threshold: :math:`\lambda`, the largest ratio of the norms left alone.
-        floor: :math:`\epsilon`, the least weight norm, in units of the weight; it lets zero weights move.
+        threshold: :math:`\lambda`, the largest ratio of the norms that is not clipped.
+        floor: :math:`\epsilon`, the least weight norm, in units of the weight; without it zero weights cannot change.
         unitwise: one factor for each output unit, as in the authors' code; if False one for each tensor.
-            A tensor with no dimension left within its units (a bias, a scalar) has one factor.
+            A tensor whose dimensions all index units (a bias, a scalar) has one factor.
         unit_dims: how many leading dimensions index units: 1 for a weight (out, in), 2 for experts stacked as
             (expert, out, in).
 
@@ -272,11 +272,11 @@ class AdaptiveGradientClip(Rule):
 class TrustRatio(Rule):
     r"""Give the update the size of the weight, as LAMB does: :math:`\sigma = \mu \|w\|_2 / \|r\|_2`.
 
-    Unlike the clipping rules it also enlarges: :math:`\sigma` may exceed 1. All-zero weights, which would never
-    move, and an all-zero update give :math:`\sigma = 1`.
+    Unlike the clipping rules, this rule can also enlarge an update: :math:`\sigma` may exceed 1. An all-zero weight,
+    which would otherwise never change, and an all-zero update give :math:`\sigma = 1`.
 
     Args:
-        scale: :math:`\mu`, the length of a step relative to the weight's norm, at a learning rate of 1.
+        scale: :math:`\mu`, the norm of a step relative to the weight's norm, at a learning rate of 1.
 
     Raises:
         ValueError: if the scale is not a finite number above 0.
@@ -306,18 +306,18 @@ class TrustRatio(Rule):
 
 @dataclass(frozen=True)
 class Clippy(Rule):
-    r"""Let no coordinate move by more than a share of itself: Clippy.
+    r"""Clippy: bound the change of each coordinate by a share of its size plus a constant.
 
     .. math:: \sigma = \min\Bigl(1,\ \min_i \frac{\lambda_{rel} |w_i| + \lambda_{abs}}{\eta\,|r_i|}\Bigr)
 
-    A coordinate that does not move never constrains, whatever its bound; one that moves where the bound is 0
-    (``absolute=0`` and a zero weight) gives :math:`\sigma = 0`.
+    A coordinate whose update is 0 never limits :math:`\sigma`. A coordinate whose bound is 0 (``absolute=0`` and a zero
+    weight) but whose update is not gives :math:`\sigma = 0`.
 
     Args:
         relative: :math:`\lambda_{rel}`, the largest change of a weight relative to itself.
-        absolute: :math:`\lambda_{abs}`, the change allowed on top, in units of the weight.
-        accumulator_relative: a third term of the bound, this times :math:`|r_i / g_i|`, which is
-            :math:`1/\sqrt{G_i}` under Adagrad; 0 in the paper, an option of TensorFlow Recommenders.
+        absolute: :math:`\lambda_{abs}`, the change allowed in addition, in units of the weight.
+        accumulator_relative: the factor of a third term of the bound, :math:`|r_i / g_i|`, which is
+            :math:`1/\sqrt{G_i}` under Adagrad; 0 in the paper, an option in TensorFlow Recommenders.
 
     Raises:
         ValueError: if an argument is negative or not finite.
@@ -344,11 +344,11 @@ class Clippy(Rule):
         step = update * lr
         bound = weight.abs()
         torch.add(weight.new_full((), self.absolute), bound, alpha=self.relative, out=bound)
-        ratio = bound.div_(step).abs_()  # of the quotient: its sign is the step's
+        ratio = bound.div_(step).abs_()  # the step may be negative
         if self.accumulator_relative:
             ratio += self.accumulator_relative / (lr * grad).abs()  # |r / g| / |lr r|
         if self.absolute:
-            return (ratio,)  # bound / 0 is inf: what does not move does not constrain
+            return (ratio,)  # bound / 0 is inf: without an update no limit
         return (torch.where(step == 0, self.reduce.value, ratio),)  # 0 / 0 is NaN
 
     def factor(self, measure: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a rule of your own must satisfy, so that optimizers, the monitor and sharded weights can work with it.
+"""Checks of a rule of your own: the properties that optimizers, the monitor and sharded weights rely on.
 
-``check_rule`` is one call in a test of yours. The rules of this package pass the same properties.
+Call ``check_rule`` in a test of yours. The rules of this package have the same properties.
 """
 
 import pickle
@@ -19,7 +19,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 class Inputs(NamedTuple):
-    """What a rule is called with, the rate apart: three tensors of one shape."""
+    """A rule's inputs without the learning rate: three tensors of one shape."""
 
     weight: Tensor
     grad: Tensor
@@ -30,7 +30,7 @@ Property = Callable[[Rule, Inputs], None]
 
 
 def is_a_value(rule: Rule, inputs: Inputs) -> None:
-    """Two objects with the same thresholds are one value: groups are compared, and checkpoints hold rules."""
+    """Rules with the same thresholds are equal and hash alike, also after pickling: optimizers compare them."""
     assert is_dataclass(rule), "expected a frozen dataclass"
     again = pickle.loads(pickle.dumps(rule))
     assert again == rule
@@ -38,7 +38,7 @@ def is_a_value(rule: Rule, inputs: Inputs) -> None:
 
 
 def is_computed_in_float32_or_better(rule: Rule, inputs: Inputs) -> None:
-    """Half precision comes in, and sigma is that of the same numbers in float32."""
+    """In half precision, sigma is that of the same numbers in float32."""
     wide = Inputs(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs))
     sigma = rule(*inputs, lr=LR)
     assert sigma.dtype == rule.measure(*inputs, LR).dtype == wide.update.dtype
@@ -46,48 +46,50 @@ def is_computed_in_float32_or_better(rule: Rule, inputs: Inputs) -> None:
 
 
 def has_a_factor_for_each_unit(rule: Rule, inputs: Inputs) -> None:
-    """One factor, 0-d, or one for each of the units that ``unit_dims_of`` names."""
+    """The factor is 0-d, or has one number for each unit, as ``unit_dims_of`` says."""
     assert rule(*inputs, lr=LR).shape == inputs.weight.shape[: rule.unit_dims_of(inputs.weight.shape)]
 
 
 def is_finite_and_not_negative(rule: Rule, inputs: Inputs) -> None:
-    """Finite inputs of any size give a factor that keeps the direction."""
+    """Finite inputs of any size give a finite factor that does not reverse the update."""
     sigma = rule(*inputs, lr=LR)
     assert sigma.isfinite().all()
     assert (sigma >= 0).all()
 
 
 def leaves_its_inputs_alone(rule: Rule, inputs: Inputs) -> None:
-    """Weight, gradient and update are what they were."""
+    """The rule does not write into weight, gradient or update."""
     before = Inputs(*(x.clone() for x in inputs))
     rule(*inputs, lr=LR)
     assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
 
 
 def takes_the_rate_as_a_tensor(rule: Rule, inputs: Inputs) -> None:
-    """A rate may be a 0-d tensor, as under ``torch.compile``."""
-    assert torch.equal(rule(*inputs, lr=torch.tensor(0.125)), rule(*inputs, lr=0.125))
+    """The learning rate may be a 0-d tensor, as under ``torch.compile``."""
+    assert torch.equal(
+        rule(*inputs, lr=torch.tensor(0.125, dtype=torch.float32, device="cpu")), rule(*inputs, lr=0.125)
+    )
 
 
 def never_waits_for_the_device(rule: Rule, inputs: Inputs) -> None:
-    """A tensor on ``meta`` has no values: whatever looks at one raises."""
+    """Tensors on ``meta`` have no values: reading one raises."""
     sigma = rule(*(x.to("meta") for x in inputs), lr=LR)
     assert sigma.is_meta
     assert sigma.shape == rule(*inputs, lr=LR).shape
 
 
 def is_the_same_in_pieces(rule: Rule, inputs: Inputs) -> None:
-    """A sharded weight gives what the whole one does: cut along the last dimension, which lies within the units."""
+    """The measures of two pieces combine to sigma of the whole weight; the cut is along the last dimension."""
     if inputs.weight.ndim == 0:
         return
-    cut = inputs.weight.shape[-1] // 3  # uneven; one element leaves an empty piece
+    cut = inputs.weight.shape[-1] // 3  # uneven; a dimension below 3 leaves an empty piece
     parts = [Inputs(*(x[..., piece] for x in inputs)) for piece in (slice(cut), slice(cut, None))]
     sigma = rule.factor(_combined(rule, [rule.measure(*part, LR) for part in parts]))
     torch.testing.assert_close(sigma, rule(*inputs, lr=LR), rtol=TOLERANCE[sigma.dtype], atol=0.0)
 
 
 def is_blind_to_an_empty_piece(rule: Rule, inputs: Inputs) -> None:
-    """A rank that holds nothing of a weight changes nothing."""
+    """An empty piece of a weight does not change the measure."""
     if inputs.weight.ndim == 0:
         return
     whole = rule.measure(*inputs, LR)
@@ -97,7 +99,7 @@ def is_blind_to_an_empty_piece(rule: Rule, inputs: Inputs) -> None:
 
 
 def gives_one_for_an_update_of_zeros(rule: Rule, inputs: Inputs) -> None:
-    """Nothing moves, so nothing is to be clipped; a weight without elements is the same."""
+    """An all-zero update gives a factor of 1, and so does a weight without elements."""
     for still in (
         inputs._replace(grad=torch.zeros_like(inputs.grad), update=torch.zeros_like(inputs.update)),
         Inputs(*(x.new_empty(0) for x in inputs)),
@@ -107,7 +109,7 @@ def gives_one_for_an_update_of_zeros(rule: Rule, inputs: Inputs) -> None:
 
 
 def steps_an_optimizer(rule: Rule, inputs: Inputs) -> None:
-    """``surefoot.Adagrad`` takes a step by it, and tells its factor."""
+    """``surefoot.Adagrad`` steps under the rule and returns its factor."""
     weight = torch.nn.Parameter(inputs.weight.clone())
     weight.grad = inputs.grad.to(weight.dtype)
     optimizer = Adagrad([weight], LR, rule=rule)
@@ -130,17 +132,17 @@ PROPERTIES: tuple[Property, ...] = (
     steps_an_optimizer,
 )
 SHAPES = ((), (1,), (5,), (4, 3), (2, 4, 3))
-SCALES = (1e-8, 1.0, 1e8)  # of gradient and update beside a weight of about 1
+SCALES = (1e-8, 1.0, 1e8)  # of gradient and update; weights are about 1
 
 
 def check_rule(rule: Rule) -> None:
-    """Try a rule on weights of several shapes, types and sizes of gradient.
+    """Check all properties of a rule, on weights of several shapes and types and gradients of several scales.
 
     Args:
-        rule: an object of your class, with any thresholds; call it for several.
+        rule: an object of your class; call ``check_rule`` for several thresholds.
 
     Raises:
-        TypeError: if it is not a rule.
+        TypeError: if ``rule`` is not a rule.
         AssertionError: naming the property that does not hold, the shape, the type and the gradient's scale.
 
     >>> import surefoot
@@ -148,15 +150,17 @@ def check_rule(rule: Rule) -> None:
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"rule is {rule!r}; expected an object of a class derived from surefoot.rules.Rule")
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     for holds in PROPERTIES:
         for shape in SHAPES:
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 for scale in SCALES:
-                    weight, grad, update = (torch.randn(shape, generator=draw).to(dtype) for _ in range(3))
+                    weight, grad, update = (
+                        torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu").to(dtype) for _ in "wgr"
+                    )
                     try:
                         holds(rule, Inputs(weight, scale * grad, scale * update))
-                    except Exception as error:  # a foreign rule may raise anything
+                    except Exception as error:  # a user's rule may raise anything
                         case = f"a weight of shape {shape}, {dtype}, with a gradient of scale {scale:g}"
                         raise AssertionError(f"{rule!r}: {holds.__name__} does not hold for {case}: {error}") from error
 

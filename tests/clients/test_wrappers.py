@@ -142,7 +142,7 @@ def test_clip_updates_reaches_the_steps(wrap: Callable[[Model], Wrapped]) -> Non
     model = Model()
     given, within = wrap(model)
     if len(within) > 1:
-        with pytest.raises(TypeError, match="optimizer is a CombinedOptimizer of 2; expected a single one: clip"):
+        with pytest.raises(TypeError, match="optimizer is a CombinedOptimizer of 2 optimizers; expected one: clip"):
             surefoot.clip_updates(given, surefoot.Clippy())
         return
     handle = surefoot.clip_updates(given, surefoot.Clippy(relative=0.0, absolute=1e-6))

@@ -681,7 +681,7 @@ def test_a_sink_that_fails_is_told_once_and_ends_no_training() -> None:
         "rewind of Failing",
         "close of Failing",
     ]
-    assert "training goes on without: the server is away" in str(told[0].message)
+    assert "training goes on without it: the server is away" in str(told[0].message)
     assert list(loop.rows) == [0, 1, 2, 3]
 
 
@@ -697,7 +697,7 @@ def test_an_attribution_that_fails_ends_no_training() -> None:
 
     with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         loop.step(spoil, batch=1)
-    with pytest.warns(RuntimeWarning, match="attribution failed, training goes on without: out of memory"):
+    with pytest.warns(RuntimeWarning, match="attribution failed, training goes on without it: out of memory"):
         assert loop.step() is not None
 
 

@@ -28,7 +28,7 @@ def test_it_is_told_once_with_the_share_the_value_and_the_remedy() -> None:
     follow(optimizer, SMALL, AFTER - 1)
     expected = (
         r"ClippyAdagrad: after 300 steps the accumulator of 100% of 30 weights with a gradient is still mostly its "
-        r"initial value, 0\.1: .* expected a lower initial_accumulator_value \(under Clippy 1e-6\) or a higher lr"
+        r"initial value, 0\.1, .* expected a lower initial_accumulator_value \(under Clippy 1e-6\) or a higher lr"
     )
     with pytest.warns(UserWarning, match=expected):
         follow(optimizer, SMALL, 1)

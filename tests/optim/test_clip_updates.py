@@ -799,7 +799,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a name without names": (
         lambda: clip_updates(sgd(), CLIPPY, exclude=["bias"]),
         ValueError,
-        "the optimizer knows no names",
+        "the optimizer has no names",
     ),
     "a stranger": (
         lambda: clip_updates(sgd(), CLIPPY, exclude=[torch.ones(7)]),
@@ -812,8 +812,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "exclude is a single Tensor",
     ),
-    "gradients by Clippy": (lambda: clip_gradients([], CLIPPY), TypeError, "looks at the update.*use clip_updates"),
-    "gradients by LAMB": (lambda: clip_gradients([], TrustRatio()), TypeError, "looks at the update.*use clip_updates"),
+    "gradients by Clippy": (lambda: clip_gradients([], CLIPPY), TypeError, "needs the update.*use clip_updates"),
+    "gradients by LAMB": (lambda: clip_gradients([], TrustRatio()), TypeError, "needs the update.*use clip_updates"),
     "gradients by a string": (lambda: clip_gradients([], "gc"), TypeError, "rule is 'gc'"),  # pyright: ignore[reportArgumentType]
 }
 

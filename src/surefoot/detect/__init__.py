@@ -1,1 +1,1 @@
-"""Floats in, verdict out: when training diverges. The standard library only."""
+"""Detects divergence: floats in, verdict out. Imports the standard library only."""

@@ -1,4 +1,4 @@
-"""An alarm that is open: when it is over, and when more is wrong than it has told. The standard library only."""
+"""An open alarm: when it ends, and when a second problem is a new alarm. Imports the standard library only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -8,20 +8,20 @@ from surefoot.detect.baselines import Outlier, families, family, of_window, show
 from surefoot.detect.signals import Signals
 
 T = TypeVar("T")
-_LOOKS = 2  # in a row, of a score over a window of rows, that end its alarm: each stands for many steps
+_CALM_SCORES = 2  # calm values in a row that end the alarm of a score over a window of rows; each covers many steps
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something starts to go wrong.
+    """The start of a problem in training.
 
     Args:
-        step: at which it was seen.
-        task: whose signal it was, if it was a task's.
-        layer: in which it began, if a layer's signal shows it.
-        signal: "clip_ratio" and "grad_norm" are early, before anything is known to be worse for it; "non_finite",
+        step: the step that showed it.
+        task: the task whose signal showed it, if one did.
+        layer: the layer in which it began, if a layer's signal shows that.
+        signal: "clip_ratio" and "grad_norm" are early signs, before a loss or a score is worse; "non_finite",
             "loss", "relative_loss", "auc", "prediction_std_ratio" (predictions collapse), "saturation", "calibration",
-            "batch_shift" (a batch norm's averages jump) and "dead_gradient" tell of harm.
+            "batch_shift" (a batch norm's averages jump) and "dead_gradient" show harm.
         reason: in plain words.
     """
 
@@ -32,25 +32,25 @@ class Alarm:
     reason: str
 
 
-def known(kind: type[T], state: Mapping[str, Any]) -> T:
-    """Return a dataclass of a state in which a newer version may have saved more than is known here."""
+def from_saved(kind: type[T], state: Mapping[str, Any]) -> T:
+    """Return a dataclass from its saved fields; ignore fields that only newer versions have."""
     names = {each.name for each in fields(kind)}  # pyright: ignore[reportArgumentType]
     return kind(**{name: value for name, value in state.items() if name in names})
 
 
 @dataclass
 class OpenAlarm:
-    """What has been told while an alarm is open.
+    """The state of an open alarm.
 
     Args:
-        told: the alarms raised in it, the last one last.
-        name: of the task or layer whose signal raised that one.
-        window: calm steps that end it, and steps after which more is news.
-        worst: the largest excess seen, by family of signals.
-        rose: the step at which it was.
-        seen: the last step that showed the family.
+        told: the alarms raised so far, oldest first.
+        name: the task or layer whose signal raised the last of them.
+        window: calm steps that end the alarm; also the steps after which a second problem is a new alarm.
+        worst: the largest excess so far, by family of signals.
+        rose: the step of that excess, by family.
+        seen: the last step with a signal of the family, by family.
         calm: steps in a row without an outlier.
-        shown: those of them that showed the alarm's own signal.
+        shown: those of the calm steps that have a value of the alarm's own signal.
     """
 
     told: list[Alarm]
@@ -63,11 +63,11 @@ class OpenAlarm:
     shown: int = 0
 
     def news(self, step: int, outliers: Sequence[Outlier], signals: Signals) -> list[Outlier]:
-        """Take in a step and its outliers; return those that the alarm has not told.
+        """Process a step and its outliers; return those that are a new problem.
 
-        In its first ``window`` steps what else is out of bounds belongs to it, unless it is not finite. Later it is
-        news if a signal is of a family that was within bounds, if a value is not finite after ``window`` steps of
-        finite ones, or if an excess that had settled for as long grows by half, and by one bound at least.
+        In the first ``window`` steps all further outliers belong to this alarm, except non-finite values. Later an
+        outlier is a new problem if its family was within bounds until now, if a value is not finite after ``window``
+        steps of finite ones, or if an excess that did not grow for ``window`` steps grows by half, and by 1 at least.
         """
         found = [outlier for outlier in outliers if self._is_news(step, outlier)]
         for outlier in outliers:
@@ -76,23 +76,24 @@ class OpenAlarm:
         return found
 
     def is_over(self, signals: Signals) -> bool:
-        """Take in a step that has no outlier; return whether the alarm is over.
+        """Process a step without outliers; return whether the alarm is over.
 
-        It takes ``window`` such steps in a row that show its own signal; of a score over a window of rows, which is
-        shown every few steps, as many steps and two looks.
+        The alarm ends after ``window`` such steps in a row with a value of its own signal. For a score over a window of
+        rows, which has a value every few steps only, two values in ``window`` steps or more are enough.
         """
         self.calm += 1
         self.shown += shows(signals, self.told[-1].signal, self.name)
-        return self.calm >= self.window and self.shown >= (_LOOKS if of_window(self.told[-1].signal) else self.window)
+        needed = _CALM_SCORES if of_window(self.told[-1].signal) else self.window
+        return self.calm >= self.window and self.shown >= needed
 
     def go_on(self, alarm: Alarm, name: str) -> None:
-        """Take in another alarm, raised while this one is open."""
+        """Add an alarm that is raised while this one is open."""
         self.told.append(alarm)
         self.name = name
         self.disturb()
 
     def disturb(self) -> None:
-        """Take in a step that was not calm."""
+        """Process a step that is not calm."""
         self.calm = self.shown = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,8 +102,8 @@ class OpenAlarm:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "OpenAlarm":
-        """Return the open alarm of a state."""
-        return known(cls, {**state, "told": [known(Alarm, alarm) for alarm in state["told"]]})
+        """Return the open alarm of a saved state."""
+        return from_saved(cls, {**state, "told": [from_saved(Alarm, alarm) for alarm in state["told"]]})
 
     def _is_news(self, step: int, outlier: Outlier) -> bool:
         kind = family(outlier.signal)

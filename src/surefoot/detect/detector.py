@@ -1,8 +1,8 @@
-"""A verdict on a run: floats in, verdict out.
+"""Alarms during a run, and a verdict on it: floats in, verdict out.
 
-A step's signals are judged by what the run itself has shown to be healthy; the verdict by each task's *relative loss*:
-its loss over that of the best constant prediction on the same rows. A model that has learnt something is below 1; one
-that has collapsed to the base rate sits at 1; one whose step was too large is far above.
+Alarms compare a step's signals with the run's own healthy values. The verdict depends on each task's *relative loss*:
+its loss divided by that of the best constant prediction on the same rows. A model that has learnt something is below 1;
+one that has collapsed to the base rate is at 1; one after a step that was too large is far above 1.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from surefoot import checks
-from surefoot.detect.alarm import Alarm, OpenAlarm, known
+from surefoot.detect.alarm import Alarm, OpenAlarm, from_saved
 from surefoot.detect.baselines import SIGNALS, Baselines, Outlier, family
 from surefoot.detect.signals import Signals
 from surefoot.detect.task_state import Event, FreshScore, TaskLimits, TaskState, Verdict
@@ -21,43 +21,42 @@ __all__ = ["Alarm", "Detector", "Event", "FreshScore", "Signals", "Verdict"]
 
 @dataclass
 class Detector:
-    """Follow the signals of a run; raise an alarm when something starts, say what became of it.
+    """Follows the signals of a run: raises an alarm when a problem starts, and gives the verdict.
 
     An **alarm** starts when
 
     - a loss, a clip ratio or a gradient norm is not finite;
-    - the clip ratios of all layers and the losses of all tasks *together* have risen above their running levels by more
-      than ``deviations`` robust standard deviations: what is small in each is plain in all;
-    - one layer's clip ratio or gradient norm, or one task's calibration or its predictions' standard
-      deviation over that of its labels has left its own level by as much,
-      and by enough to matter; or a batch norm's distance between the batch's mean and the running mean has; or a clip
-      ratio exceeds 20, whatever its level;
-    - one task's AUC lies below its best of the last ``history`` steps by ``deviations`` standard errors, and by 3/4 of
-      a point for each of them: 4.5 points at the default;
+    - the clip ratios of all layers and the losses of all tasks *together* have risen above their baselines by more than
+      ``deviations`` robust standard deviations: a rise that is small in each can be clear in all;
+    - one layer's clip ratio or gradient norm, one task's calibration or its predictions' standard deviation over that of
+      its labels, or one batch norm's distance between the batch's mean and the running mean is as far from its own
+      baseline, and far enough to matter; or a clip ratio exceeds 20, whatever its baseline;
+    - one task's AUC is below its best of the last ``history`` steps by ``deviations`` standard errors, and by
+      ``deviations`` times 3/4 of a point: 4.5 points at the default;
     - the summed loss exceeds one and a half times that of the first step;
-    - a gradient has been a thousandth of its level for ``window`` steps;
+    - a layer's gradient norm has been below a thousandth of its baseline for ``window`` steps;
     - a task diverges (see ``TaskState``).
 
-    A level is the median, and the median deviation, of the last ``history`` accepted values (16 where they are scores
-    over a window of rows). While an alarm lasts, none is accepted, nor are the ``window`` before it: one spike does not
-    raise its own limit, and what is not finite never gets in. It is over when ``window`` steps in a row are calm, not
-    counting those that do not show its own signal; a change that has lasted ``patience`` steps while no task has
-    diverged is the new level.
+    A baseline is the median, and the median deviation, of the last ``history`` accepted values (16 for scores over a
+    window of rows). Values during an alarm and in the ``window`` steps before it are not accepted, so that a spike does
+    not raise its own limit; values that are not finite never are. An alarm ends after ``window`` calm steps in a row
+    with a value of its own signal. A change that lasts ``patience`` steps while no task has diverged becomes the new
+    baseline.
 
-    A second trouble in an open alarm is a new alarm: a value that is not finite, a signal of another family (clip
-    ratios, gradient norms, losses, scores) more than ``window`` steps after the first, or an excess that had settled
-    and grows by half, and by one bound at least.
+    A second problem during an alarm is a new alarm: a value that is not finite, a signal of another family (clip
+    ratios, gradient norms, losses, scores) more than ``window`` steps after the first, or an excess that had stopped
+    growing and grows again by half, and by one bound at least.
 
-    An **event** is a task's divergence: micro if it recovered, full if that took more than ``patience`` steps (and
-    micro again if it recovers even then). An alarm that no divergence follows leaves no event. The verdict of a run
-    follows from its relative losses alone, whatever alarms there were.
+    An **event** is a task's divergence: micro if the task recovers within ``patience`` steps, else full (and micro
+    again if it recovers later). An alarm without a divergence leaves no event. The verdict on a run depends on its
+    relative losses alone, not on its alarms.
 
-    A task that **never learns** is a failure of its own kind, ``never_learnt``: it neither rises nor falls.
+    A task that **never learns** does not diverge: its loss neither rises nor falls. ``never_learnt`` lists it.
 
     Args:
         deviations: robust standard deviations that raise an alarm.
-        window: steps in a level of losses, and calm steps that end an alarm.
-        history: accepted values that make a level.
+        window: steps in a task's current relative loss, a median; also calm steps that end an alarm.
+        history: values in a baseline.
         learnt: relative loss below which a task has learnt something.
         patience: steps that an event may last.
 
@@ -94,18 +93,18 @@ class Detector:
     @overload
     def update(self, step: int, signals: Mapping[str, float]) -> Verdict: ...
     def update(self, step: int, signals: Signals | Mapping[str, float]) -> Alarm | Verdict | None:
-        """Take in one step.
+        """Process one step.
 
         Args:
-            step: its number, counting up.
-            signals: what it showed; or the relative losses of the judged tasks alone.
+            step: its number, larger than that of the last step.
+            signals: the step's signals; or only the relative losses by task.
 
         Returns:
-            The alarm that starts at this step, if one does; of relative losses alone the verdict so far, ``FULL`` once
-            a task has not come back.
+            For ``Signals`` the alarm that starts at this step, if any. For relative losses the verdict so far: ``FULL``
+            once a task has not recovered in time.
 
         Raises:
-            TypeError: if the signals are neither.
+            TypeError: if ``signals`` is neither.
             ValueError: if the step does not come after the last one.
         """
         if not isinstance(signals, Signals | Mapping):
@@ -119,21 +118,22 @@ class Detector:
         return self.verdict
 
     def finish(self, step: int, scores: Mapping[str, FreshScore] | None = None) -> Verdict:
-        """Close the run, which ended at ``step``; return the final verdict.
+        """End the run after ``step`` steps; return the final verdict.
 
-        Full are, beside the events that are still open,
+        The verdict is full if an event is still open, and also if
 
-        - a run that was shaken, if a task that was once clearly better than a constant prediction ends at one, even if
-          it never rose itself, and no longer ranks, where its AUC is known;
-        - a run whose tasks all end at a constant prediction, after a loss in the first ``window`` steps past one and a
-          half times the first, or, if one of them had learnt something, after any event; and one in which a task does
-          that has learnt nothing, after a loss ten times a constant's: a single step can kill a network;
-        - a run in which a task ends clearly worse than a constant prediction.
+        - after any event, a task that was once clearly better than a constant prediction ends no better than one and no
+          longer ranks (if its AUC is known), even if its own loss never rose;
+        - all tasks end no better than a constant prediction, after a loss in the first ``window`` steps above one and a
+          half times the first or, if one of them had learnt something, after any event;
+        - a task that has learnt nothing ends so, after a loss ten times a constant prediction's: a single step can kill
+          a network;
+        - a task ends clearly worse than a constant prediction.
 
         Args:
             step: the number of steps.
-            scores: of the trained model on rows it was not trained on, where there are such: they overrule what the
-                last batches seem to tell.
+            scores: scores of the trained model on rows that it was not trained on, by task, if known; they overrule the
+                losses of the last batches.
         """
         for state in self._tasks.values():
             event = state.close(step, Verdict.FULL)
@@ -153,7 +153,7 @@ class Detector:
 
     @property
     def never_learnt(self) -> list[str]:
-        """The tasks that have been shown for 128 steps and were never better than a constant prediction."""
+        """The tasks that had a loss in 128 steps or more and were never better than a constant prediction."""
         return [
             task
             for task, state in self._tasks.items()
@@ -183,13 +183,13 @@ class Detector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state: what follows is as it would have been.
+        """Load a state: later results are those of the detector that saved it.
 
-        One that an older or a newer version has saved is taken over as far as it goes: what it does not have starts
-        anew, what is not known here is passed over.
+        A state of an older or newer version is loaded as far as possible: missing parts start empty, unknown parts are
+        ignored.
 
         Raises:
-            ValueError: if it is not a detector's; the detector stays as it was.
+            ValueError: if it is not a detector's state; the detector does not change.
         """
         before = self.state_dict()
         try:
@@ -204,10 +204,10 @@ class Detector:
     def _load(self, state: Mapping[str, Any]) -> None:
         opened = state["open"]
         if opened is not None:
-            opened = OpenAlarm.of_state(opened) if "told" in opened else self._open_alarm_of(known(Alarm, opened))
-        events = [known(Event, {**event, "verdict": Verdict(event["verdict"])}) for event in state["events"]]
-        alarms = [known(Alarm, alarm) for alarm in state["alarms"]]
-        saved = state["tasks"] if "tasks" in state else state["roads"]  # as older versions call them
+            opened = OpenAlarm.of_state(opened) if "told" in opened else self._open_alarm_of(from_saved(Alarm, opened))
+        events = [from_saved(Event, {**event, "verdict": Verdict(event["verdict"])}) for event in state["events"]]
+        alarms = [from_saved(Alarm, alarm) for alarm in state["alarms"]]
+        saved = state["tasks"] if "tasks" in state else state["roads"]  # the key in older versions
         tasks = {task: TaskState(self._limits, task) for task in saved}
         for task, task_state in tasks.items():
             task_state.load_state_dict(saved[task])
@@ -231,13 +231,13 @@ class Detector:
         elif self._open.is_over(signals):
             self._open = None
             return None
-        if not diverged and step - self._open.told[-1].step >= self.patience:  # harmless: the new level
+        if not diverged and step - self._open.told[-1].step >= self.patience:  # harmless: the new baseline
             self._open = None
             self._baselines.forget()
         return None
 
     def _start(self, step: int, outliers: list[Outlier], signals: Signals) -> Alarm:
-        """Start an alarm, named by the most telling outlier; of several layers the one furthest out is where."""
+        """Start an alarm: its signal is the first one in ``SIGNALS``, its layer the one with the largest excess."""
         outliers.sort(key=lambda outlier: (SIGNALS.index(outlier.signal), -outlier.excess))
         first = outliers[0]
         task = next((outlier.name for outlier in outliers if not outlier.per_layer), None)
@@ -254,13 +254,13 @@ class Detector:
         return alarm
 
     def _open_alarm_of(self, alarm: Alarm) -> OpenAlarm:
-        """Return the open alarm of an alarm of which no more is known."""
+        """Return an open alarm from an alarm alone, as older versions saved it."""
         name = alarm.layer if alarm.signal in ("clip_ratio", "grad_norm", "dead_gradient") else alarm.task
         excess, kind = math.inf if alarm.signal == "non_finite" else 1.0, family(alarm.signal)
         return OpenAlarm([alarm], name or alarm.layer or "", self.window, {kind: excess}, {kind: alarm.step})
 
     def _ending(self, scores: Mapping[str, FreshScore]) -> tuple[list[str], int, str] | None:
-        """Return the tasks that make a run full by how they end, since when, and why; None if none does."""
+        """Return the tasks whose end makes the verdict full, the onset and the reason; None if there are none."""
         tasks, onsets = self._tasks, [event.onset for event in self.events]
         lost = [task for task, state in tasks.items() if state.has_lost() and not self._ranks(task, scores)]
         if onsets and lost:
@@ -284,7 +284,7 @@ class Detector:
         return scores[task].ranks if task in scores else self._baselines.still_ranks(task)
 
     def _diverged_tasks(self, step: int, signals: Signals) -> Iterator[Outlier]:
-        """Take in the relative losses; yield the tasks that diverge."""
+        """Pass the relative losses to the tasks; yield an outlier for each task that diverges now."""
         for task in self._tasks.keys() - signals.relative_losses.keys():
             self._tasks[task].miss()
         for task, value in signals.relative_losses.items():
@@ -299,10 +299,10 @@ class Detector:
                 yield Outlier("relative_loss", task, False, 0.0, state.reason)
 
     def _keep(self, event: Event) -> None:
-        """Keep an event; with the alarm that told of it first, and as one with a departure that it follows at once."""
-        told = [] if self._open is None else [alarm for alarm in self._open.told if alarm.step <= event.onset]
-        if told:
-            alarm = told[-1]
+        """Keep an event, with the alarm before it; merge it with the task's event that ended just before, if any."""
+        alarms = [] if self._open is None else [alarm for alarm in self._open.told if alarm.step <= event.onset]
+        if alarms:
+            alarm = alarms[-1]
             event = replace(event, layer=alarm.layer, signal=alarm.signal, alarm=alarm.step)
         for i, earlier in enumerate(self.events):
             if earlier.task == event.task and event.onset - earlier.end < 2 * self.window:

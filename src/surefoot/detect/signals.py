@@ -1,4 +1,4 @@
-"""What a monitor shows a detector, and the running level that a number is judged by. The standard library only."""
+"""The signals that a monitor gives a detector, and the baseline of one series. Imports the standard library only."""
 
 import math
 from bisect import bisect_left, insort
@@ -10,10 +10,10 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Signals:
-    """What one step showed, in plain floats; values may be NaN or infinite, mappings may be empty.
+    """The signals of one step, as floats by task or layer; values may be NaN or infinite, mappings may be empty.
 
     Args:
-        losses: of each task, as they are trained on.
+        losses: of each task, as in training.
         relative_losses: of each judged task, its loss over that of the best constant prediction on the same rows
             (normalised entropy if it is binary).
         clip_ratios: of each layer, Clippy's ``max_i lr |r_i| / (0.5 |w_i| + 0.01)`` of the step before any clipping.
@@ -23,9 +23,9 @@ class Signals:
         prediction_std_ratios: of each task, standard deviation of the predictions over that of the labels, same
             window.
         auc_errors: of each AUC, its standard error, from the numbers of positives and negatives; without it the
-            detector takes the noise from how much an AUC differs from the one before.
-        batch_shifts: of each batch norm, by how many of its running deviations the batch's mean differs from the
-            running mean, in the feature where it differs most.
+            detector estimates the noise from the differences between consecutive AUCs.
+        batch_shifts: of each batch norm, the distance between the batch's mean and the running mean, in running
+            standard deviations, of the feature where it is largest.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -39,15 +39,15 @@ class Signals:
     batch_shifts: Mapping[str, float] = field(default_factory=dict)
 
 
-class Level:
-    """The running healthy level of one series: median and median deviation of its last accepted values.
+class Baseline:
+    """The baseline of one series: median and median deviation of its last accepted values.
 
-    A value is accepted ``late`` values after it came, so that the rise of an event can be forgotten before it gets in.
-    One look at the median costs nothing; the deviation is worked out only when it is asked for.
+    A value is accepted ``late`` values after it was offered, so that the start of a rise can be dropped before. The
+    median is kept up to date; the deviation is computed on request.
 
     Args:
         size: accepted values that are kept.
-        late: values that wait.
+        late: values that wait to be accepted.
     """
 
     def __init__(self, size: int, late: int) -> None:
@@ -57,7 +57,7 @@ class Level:
         self._sorted: list[float] = []
 
     def __len__(self) -> int:
-        """How many values are accepted."""
+        """The number of accepted values."""
         return len(self._sorted)
 
     def offer(self, value: float) -> None:
@@ -72,7 +72,7 @@ class Level:
         self._waiting.clear()
 
     def forget(self) -> None:
-        """Start anew."""
+        """Drop all values."""
         self._waiting.clear()
         self._accepted.clear()
         self._sorted.clear()
@@ -110,13 +110,13 @@ class Level:
 
 
 class Best:
-    """The recent best of a series that is better the higher it is, in steps, however seldom it is shown.
+    """The best value of the last steps, in a series where higher is better.
 
-    The best is the highest median of three values in a row: one lucky value is none. Unlike the median of a history it
-    follows a series that rises while a model learns, so that a fall from what has just been learnt is seen.
+    The best is the highest median of three values in a row, so that one lucky value does not count. Unlike the median
+    of a long history, it follows a series that rises while a model learns, so that a later fall is seen.
 
     Args:
-        span: how many steps back from the last value it looks.
+        span: how many steps before the last value are included.
     """
 
     def __init__(self, span: int) -> None:
@@ -124,18 +124,18 @@ class Best:
         self._values: deque[tuple[int, float]] = deque()
 
     def __len__(self) -> int:
-        """How many values it knows."""
+        """The number of values kept."""
         return len(self._values)
 
     def offer(self, step: int, value: float) -> None:
-        """Take in a finite value."""
+        """Add a finite value."""
         assert math.isfinite(value)
         self._values.append((step, value))
         while self._values[0][0] <= step - self._span:
             self._values.popleft()
 
     def forget(self) -> None:
-        """Start anew."""
+        """Drop all values."""
         self._values.clear()
 
     @property

@@ -1,6 +1,6 @@
-"""Whether a task has diverged: how far its relative loss is from what was healthy, and whether it returns in time.
+"""Whether a task has diverged, and whether it recovers in time: a micro-divergence or a full one.
 
-The recovery test that tells a micro-divergence from a full one. The standard library only.
+Imports the standard library only.
 """
 
 import math
@@ -11,22 +11,22 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
-from surefoot.detect.signals import Level
+from surefoot.detect.signals import Baseline
 
 _STATE = (
     *("best", "best_loss", "onset", "missed", "given_up", "reason", "back_below", "first", "first_step", "first_jump"),
     *("first_loss", "shock", "shown", "has_learnt"),
 )
 _FORMER_NAMES = {"back_below": "road"}  # in states that older versions saved
-_SHOCK = 10  # times the first relative loss, or a constant's: past that in a single step a network may be dead
-_WORTHLESS = 1.5  # times the loss of a constant prediction: to end there is to end worse than without a model
-_WORTHLESS_BY_ITSELF = 4.0  # likewise on rows of another day, which may be harder: twice the constant's RMSE
-_RANKS = 0.6  # an AUC that no constant prediction has
-_ENOUGH = 128  # steps that show a task before it can be said that it has learnt nothing
+_SHOCK = 10  # times the first relative loss, or a constant prediction's: a single such step may kill a network
+_WORTHLESS = 1.5  # relative loss above which a model is clearly worse than none
+_WORTHLESS_BY_ITSELF = 4.0  # the same on rows of another day, which may be harder: twice the constant's RMSE
+_RANKS = 0.6  # AUC that is clearly above chance
+_ENOUGH = 128  # steps with a loss of a task before it can count as having learnt nothing
 
 
 class Verdict(StrEnum):
-    """What became of a run, or of one task in it; a later member is worse."""
+    """The outcome of a run, or of one event in it; a later member is worse."""
 
     HEALTHY = "healthy"
     MICRO = "micro"  # diverged and recovered
@@ -38,14 +38,14 @@ class Event:
     """One divergence of one task.
 
     Args:
-        task: whose loss it was.
+        task: the task that diverged.
         onset: the first step of the rise.
-        verdict: micro if it recovered, full if not.
+        verdict: micro if the task recovered, full if not.
         reason: in plain words.
-        end: the step at which it was recovered from, or given up.
-        layer: where it began, if a layer's signal told first.
-        signal: that told first.
-        alarm: the step of the alarm that told of it first, at or before its onset, if there is one.
+        end: the step at which the task had recovered or counted as lost.
+        layer: the layer where it began, if a layer's signal showed it first.
+        signal: the signal that showed it first.
+        alarm: the step of the alarm at or before its onset, if there was one.
     """
 
     task: str
@@ -60,7 +60,7 @@ class Event:
 
 @dataclass(frozen=True)
 class FreshScore:
-    """How good a task is on rows that were not trained on. What is not known is NaN.
+    """A task's scores on rows that were not trained on; unknown ones are NaN.
 
     Args:
         relative_loss: its loss over that of the best constant prediction on these rows.
@@ -72,11 +72,11 @@ class FreshScore:
 
     @property
     def ranks(self) -> bool:
-        """Whether it ranks far better than chance."""
+        """Whether the task ranks far better than chance."""
         return self.auc_low >= _RANKS
 
     def is_worthless(self, seemed: bool) -> bool:
-        """Whether it is clearly worse than a constant prediction, or a little, where the last batches seemed so too."""
+        """Whether it is worse than a constant prediction: clearly, or at all if the last batches ``seemed`` so."""
         if math.isnan(self.relative_loss):
             return seemed
         return self.relative_loss > (1.0 if seemed else _WORTHLESS_BY_ITSELF)
@@ -87,10 +87,10 @@ class TaskLimits:
     """When a task has diverged, and when it counts as lost.
 
     Args:
-        window: steps in the current level, a median.
-        history: steps in the healthy median.
+        window: steps in the current relative loss, a median.
+        history: values in the healthy median.
         learnt: relative loss below which a task has learnt something.
-        patience: steps that an event may last, those that do not show the task apart.
+        patience: steps that an event may last, not counting steps without a loss of the task.
     """
 
     window: int
@@ -102,50 +102,50 @@ class TaskLimits:
 class TaskState:
     """One task's relative losses, and the event it is in, if any.
 
-    Healthy is the median of the last ``history`` accepted relative losses; accepted are finite ones of steps that lie
-    outside events. The current level is the median of the last ``window``. The task diverges when a loss is not finite,
-    or when the current level is above healthy by more than six robust standard deviations of the history and has lost
-    at least half of what the task had learnt: it is past the middle between healthy and 1, or, if nothing had been
-    learnt yet, past one and a half times healthy. Where the loss itself is known, it must have risen too, by three
-    deviations: otherwise a constant prediction only happened to do well on these batches. The task also diverges,
-    however slowly, when the current level is past 1 although healthy was once six deviations below 1.
+    The *healthy* value is the median of the last ``history`` accepted relative losses: finite ones outside events. The
+    *current* value is the median of the last ``window``. The task diverges when a loss is not finite, or when the
+    current value is above the healthy one by more than six robust standard deviations and half of what was learnt is
+    lost: it is past the middle between healthy and 1 or, if nothing was learnt yet, past one and a half times healthy.
+    If the loss itself is known, it must have risen too, by three deviations; otherwise a constant prediction was only
+    unusually good on these batches. The task also diverges, however slowly, when the current value is above 1 although
+    the healthy one was once six deviations below 1.
 
-    It has recovered when the current level is on the healthy side of that middle again (below ``learnt`` if nothing had
-    been learnt before), and counts as lost if that takes more than ``patience`` steps. A task that never learns
-    anything and never rises never diverges.
+    The task has recovered when the current value is back on the healthy side of that middle (below ``learnt`` if
+    nothing was learnt before). It counts as lost if that takes more than ``patience`` steps. A task that never learns
+    anything and whose loss never rises does not diverge.
     """
 
     def __init__(self, limits: TaskLimits, task: str) -> None:
         self.limits = limits
         self.task = task
         self.recent: deque[float] = deque(maxlen=limits.window)
-        self.accepted = Level(limits.history, limits.window)  # a window late: nothing of an event's rise gets in
+        self.accepted = Baseline(limits.history, limits.window)  # late, so that the start of a rise is left out
         self.recent_losses: deque[float] = deque(maxlen=limits.window)
-        self.accepted_losses = Level(limits.history, limits.window)
-        self.best: float | None = None  # the least that healthy has been, where that was clearly below 1
-        self.best_loss = 0.0  # what was then the limit of the loss
+        self.accepted_losses = Baseline(limits.history, limits.window)
+        self.best: float | None = None  # the lowest healthy value that was clearly below 1
+        self.best_loss = 0.0  # the limit of the loss at that time
         self.onset: int | None = None
-        self.missed = 0  # steps since then that did not show the task
-        self.given_up = False  # diverged for longer than it may, and still is
+        self.missed = 0  # steps since the onset without a loss of the task
+        self.given_up = False  # the open event has lasted longer than ``patience``
         self.reason = ""
-        self.back_below = 0.0  # an event is over when the current level is below this
+        self.back_below = 0.0  # an event is over when the current value is below this
         self.first: float | None = None
         self.first_step = 0
-        self.first_jump: int | None = None  # a step of the first window whose loss was past 1.5 times the first
+        self.first_jump: int | None = None  # a step of the first window with a loss above 1.5 times the first
         self.first_loss: float | None = None
-        self.shock: int | None = None  # the first step whose loss was far above all bounds, if only for that step
-        self.shown = 0  # steps
-        self.has_learnt = False  # was better than a constant once, if only by a little
+        self.shock: int | None = None  # the first step with a loss above _SHOCK times the first
+        self.shown = 0  # steps with a loss of the task
+        self.has_learnt = False  # was better than a constant prediction once, even if only by a little
 
     @property
     def diverged(self) -> bool:
-        """Whether it is in an event now."""
+        """Whether the task is in an event now."""
         return self.onset is not None
 
     def update(self, step: int, value: float, loss: float | None = None) -> Event | None:
-        """Take in one step, its relative loss and the loss, if that is known; return the event that it decides, if any.
+        """Process one step: its relative loss, and the loss if known. Return the event that is decided now, if any.
 
-        An event is decided when the task has recovered, or counts as lost; and again if it recovers after that.
+        An event is decided when the task has recovered or counts as lost, and again if it recovers after that.
         """
         finite = math.isfinite(value)
         self.shown += 1
@@ -175,7 +175,7 @@ class TaskState:
         return None
 
     def miss(self) -> None:
-        """Take in a step that does not show the task: its event may last one step longer."""
+        """Process a step without a loss of the task: its event may last one step longer."""
         self.missed += 1
 
     def _look_for_recovery(self, step: int, level: float) -> Event | None:
@@ -187,7 +187,7 @@ class TaskState:
         return None
 
     def close(self, step: int, verdict: Verdict) -> Event | None:
-        """End the event it is in, if any; return it, if that is news."""
+        """End the open event, if any; return it unless it was returned before with this verdict."""
         if self.onset is None or (self.given_up and verdict is Verdict.FULL):
             return None
         event = Event(self.task, self.onset, verdict, self.reason, step)
@@ -199,19 +199,19 @@ class TaskState:
         return event
 
     def is_constant(self) -> bool:
-        """Whether the last losses are those of a constant prediction, or worse."""
+        """Whether the last losses are no better than those of a constant prediction."""
         return bool(self.recent) and median(self.recent) >= self.limits.learnt
 
     def has_lost(self) -> bool:
-        """Whether the last losses are those of a constant prediction, though the task was clearly better once."""
+        """Whether the last losses are no better than a constant prediction's, although they clearly were once."""
         return self.best is not None and self.is_constant() and median(self.recent) >= (1 + self.best) / 2
 
     def is_dead(self) -> bool:
-        """Whether it ends at a constant prediction and has learnt nothing since a loss far above all bounds."""
+        """Whether the last losses are no better than a constant prediction's after a shock, and nothing was learnt."""
         return self.shock is not None and self.is_constant() and not self.has_learnt
 
     def is_worthless(self) -> bool:
-        """Whether it ends clearly worse than a constant prediction, and not because it has only begun."""
+        """Whether the task ends clearly worse than a constant prediction, and not because training has just begun."""
         if len(self.recent) < self.limits.window or not self.is_constant():
             return False
         level = median(self.recent)
@@ -220,7 +220,7 @@ class TaskState:
         return level > _WORTHLESS and (risen or settled)
 
     def learns_nothing(self) -> bool:
-        """Whether it has been shown for long and was never better than a constant prediction."""
+        """Whether the task had a loss in many steps and was never better than a constant prediction."""
         return self.shown >= _ENOUGH and not self.has_learnt
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class TaskState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; what an older one does not have is as at the start."""
+        """Load a state; fields that an older state lacks have their initial values."""
         for name in _STATE:
             setattr(self, name, state.get(_FORMER_NAMES.get(name, name), state.get(name, getattr(self, name))))
         self.recent = deque(state["recent"], maxlen=self.limits.window)
@@ -257,7 +257,7 @@ class TaskState:
             self.shock = step
 
     def _loss_rose(self, loss: float | None) -> bool:
-        """Whether the loss, if it is known, is past one and a half times the first: else a constant did well."""
+        """Whether the loss, if known, is above 1.5 times the first; otherwise only a constant prediction did well."""
         return loss is None or self.first_loss is None or not loss <= 1.5 * self.first_loss
 
     def _note_best(self) -> None:
@@ -270,14 +270,14 @@ class TaskState:
             self.best, self.best_loss, self.has_learnt = healthy, self._loss_limit(), True
 
     def _healthy_before(self, level: float) -> float | None:
-        """Return what was healthy if the task has diverged, None if it has not."""
+        """Return the healthy value if the task has diverged from it, else None."""
         loss = median(self.recent_losses) if self.recent_losses else math.inf
         if self.best is not None and level > 1 and loss > self.best_loss:
             return self.best
         return self._healthy() if level > self._limit(level) and loss > self._loss_limit() else None
 
     def _loss_limit(self) -> float:
-        """Return what the loss has to be above for a rise of the relative loss to count."""
+        """Return the loss above which a rise of the relative loss counts."""
         losses = self.accepted_losses
         return losses.median + 3 * losses.spread() if len(losses) else 0.0
 
@@ -285,7 +285,7 @@ class TaskState:
         return self.accepted.median if len(self.accepted) else self.recent[0]
 
     def _limit(self, level: float) -> float:
-        """Return the level above which the task has diverged; the spread is only computed where it may matter."""
+        """Return the relative loss above which the task has diverged; the spread is computed only if it matters."""
         healthy = self._healthy()
         limit = (1 + healthy) / 2 if healthy < self.limits.learnt else 1.5 * healthy
         if level <= limit or not len(self.accepted):

@@ -1,1 +1,1 @@
-"""Other people's trainers. Nothing else in surefoot imports these."""
+"""Callbacks for the trainers of other libraries. Nothing else in surefoot imports them."""

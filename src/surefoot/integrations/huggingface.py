@@ -1,4 +1,4 @@
-"""The supervisor as a callback of Hugging Face's Trainer, which has to be installed: ``pip install transformers``."""
+"""The supervisor as a callback of Hugging Face's Trainer; needs ``pip install transformers``."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 else:
     try:
         from transformers import TrainerCallback
-    except ModuleNotFoundError as error:  # said when a callback is made: importing this module harms nobody
+    except ModuleNotFoundError as error:  # raised when a callback is made, so that this module can always be imported
         _missing, TrainerCallback = error, object
 
 
 class SupervisorCallback(TrainerCallback):
-    """Gives a supervisor the steps of a ``Trainer``, and ends training when it says so.
+    """Supervises the steps of a ``Trainer``, and ends training when the supervisor decides to stop.
 
-    ``compute_loss`` of your trainer calls ``report`` with the losses by task; the step ends with the optimizer's.
+    ``compute_loss`` of your trainer calls ``report`` with the losses by task; a step ends with the optimizer's step.
 
     Args:
-        make: makes the supervisor, from the model and its optimizers, when training starts.
+        make: builds the supervisor from the model and its optimizers, when training starts.
 
     Raises:
         ModuleNotFoundError: if transformers is missing.
@@ -48,18 +48,18 @@ class SupervisorCallback(TrainerCallback):
         batch: Plain = None,
         rows: Tensor | None = None,
     ) -> None:
-        """Tell what the model shows of a batch, as ``Supervisor.report``; outside of a training nothing is taken in."""
+        """Pass a batch's losses and outputs to ``Supervisor.report``; outside of training, do nothing."""
         if self.supervisor is not None:
             self.supervisor.report(losses, outputs=outputs, labels=labels, batch=batch, rows=rows)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **more: Any
     ) -> None:
-        """Make the supervisor."""
+        """Build the supervisor."""
         self.supervisor = self._make(model, [optimizer])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """End training if that was decided."""
+        """End training if the supervisor has decided to stop."""
         if self.supervisor is not None and self.supervisor.action is Action.STOP:
             control.should_training_stop = True
 

@@ -1,4 +1,4 @@
-"""Supervisor and monitor as callbacks of Lightning, which has to be installed: ``pip install surefoot[lightning]``."""
+"""Supervisor and monitor as callbacks of Lightning; needs ``pip install surefoot[lightning]``."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     try:
         from lightning.pytorch import Callback
-    except ModuleNotFoundError as error:  # said when a callback is made: importing this module harms nobody
+    except ModuleNotFoundError as error:  # raised when a callback is made, so that this module can always be imported
         _missing, Callback = error, object
 
 _log = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ def tell(alarm: Alarm, trainer: Any) -> None:
 
 
 class SupervisorCallback(Callback):
-    """Gives a supervisor one call a step, and ends training when it says so.
+    """Calls a supervisor once a step, and ends training when the supervisor decides to stop.
 
-    ``training_step`` returns a dictionary with ``loss``, as Lightning wants it, and what ``Supervisor.step`` takes:
+    ``training_step`` returns a dictionary with ``loss``, for Lightning, and the arguments of ``Supervisor.step``:
     ``losses`` and, if there are any, ``outputs`` and ``labels``, each a dictionary by task. Under gradient accumulation
-    these are the last part's, and a capsule has the batches of all parts. The supervisor's state is in Lightning's
-    checkpoints.
+    these are the last micro-batch's, and a capsule holds all micro-batches. Lightning's checkpoints hold the
+    supervisor's state.
 
     Args:
-        make: makes the supervisor, from the module and its optimizers, when training starts.
+        make: builds the supervisor from the module and its optimizers, when training starts.
 
     Raises:
         ModuleNotFoundError: if Lightning is missing.
@@ -55,19 +55,19 @@ class SupervisorCallback(Callback):
         self._batches: list[Any] = []  # since the last step
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the supervisor, or go on from a checkpoint's."""
+        """Build the supervisor, and load its state from the checkpoint, if any."""
         self.supervisor = self._make(pl_module, trainer.optimizers)
         if self._state is not None:
             self.supervisor.load_state_dict(self._state)
         self._steps, self._batches = trainer.global_step, []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Keep what the step starts from."""
+        """Tell the supervisor that a step begins."""
         if not self._batches and self.supervisor is not None:
             self.supervisor.begin()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Show the supervisor a step, if one was taken.
+        """Pass the step to the supervisor, if the optimizer has stepped.
 
         Raises:
             TypeError: if ``training_step`` returned no losses by task.
@@ -98,27 +98,27 @@ class SupervisorCallback(Callback):
         return {} if self.supervisor is None else self.supervisor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state for the supervisor that will be made."""
+        """Keep a state for the supervisor that will be built."""
         self._state = state_dict or None
 
 
 def _shown(outputs: Any) -> tuple[Any, Any, Any]:
-    """Return losses, outputs and labels of what ``training_step`` returned."""
+    """Return losses, outputs and labels from the result of ``training_step``."""
     if not (isinstance(outputs, dict) and "losses" in outputs):
         raise TypeError(f"training_step returned {type(outputs).__name__}; expected a dictionary that has 'losses'")
     return outputs["losses"], outputs.get("outputs"), outputs.get("labels")
 
 
 class MonitorCallback(Callback):
-    """Gives a monitor one call a step.
+    """Calls a monitor once a step.
 
-    ``training_step`` returns a dictionary with ``loss``, as Lightning wants it, and what ``Monitor.step`` takes:
+    ``training_step`` returns a dictionary with ``loss``, for Lightning, and the arguments of ``Monitor.step``:
     ``losses`` and, if there are any, ``outputs`` and ``labels``, each a dictionary by task. Under gradient accumulation
-    these are the last part's. The monitor's state is in Lightning's checkpoints.
+    these are the last micro-batch's. Lightning's checkpoints hold the monitor's state.
 
     Args:
-        make: makes the monitor, from the module and its optimizers, when training starts.
-        on_alarm: called with an alarm, and the trainer, whose ``should_stop`` it may set; by default a line of log.
+        make: builds the monitor from the module and its optimizers, when training starts.
+        on_alarm: called with an alarm and the trainer, whose ``should_stop`` it may set; by default it logs a warning.
 
     Raises:
         ModuleNotFoundError: if Lightning is missing.
@@ -139,14 +139,14 @@ class MonitorCallback(Callback):
         self._steps = 0  # of optimizers, as the trainer counts them
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the monitor, or go on from a checkpoint's."""
+        """Build the monitor, and load its state from the checkpoint, if any."""
         self.monitor = self._make(pl_module, trainer.optimizers)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
         self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Show the monitor a step, if one was taken.
+        """Pass the step to the monitor, if the optimizer has stepped.
 
         Raises:
             TypeError: if ``training_step`` returned no losses by task.
@@ -164,7 +164,7 @@ class MonitorCallback(Callback):
         self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close the monitor: what it has seen is what one wants to know now."""
+        """Close the monitor: its sinks then hold the steps before the error."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class MonitorCallback(Callback):
         return {} if self.monitor is None else self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state for the monitor that will be made."""
+        """Keep a state for the monitor that will be built."""
         self._state = state_dict or None
 
     def _close(self) -> None:

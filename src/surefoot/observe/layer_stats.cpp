@@ -1,4 +1,4 @@
-// Looks at a step that has been taken, over many float32 tensors in one pass over memory: survey.py calls it.
+// Looks at a step that has been taken, over many float32 tensors in one pass over memory: layer_stats.py calls it.
 //
 // For each row of each tensor: the sums of squares and the largest sizes of weight before the step, gradient and update,
 // and Clippy's measure. The update is either taken from Adagrad's accumulator, or from the weights before the step.

@@ -57,7 +57,7 @@ class StepObserver:
         self._before, self._buffers = {}, {}
 
     def look_at(self, layers: Mapping[str, nn.Parameter], tables: Mapping[str, nn.Parameter]) -> None:
-        """StepView at these parameters from now on, as after ``add_param_group``."""
+        """Observe these parameters from now on, as after ``add_param_group``."""
         self._layers, self._tables = dict(layers), dict(tables)
         self._names = {p: name for name, p in (*layers.items(), *tables.items())}
 

@@ -1,4 +1,4 @@
-"""Tells once if Adagrad's accumulator is still mostly what it started from, so that weights move too slowly."""
+"""Warns once if Adagrad's accumulator is still mostly its initial value, which makes weights change too slowly."""
 
 import warnings
 
@@ -9,17 +9,18 @@ from torch.optim import Optimizer
 from surefoot.optim.nonfinite import readable
 
 AFTER = 300
-"""Steps: enough for a gradient that matters to be seen in the accumulator."""
+"""Steps before the check: by then a gradient that matters shows in the accumulator."""
 
-_AGAIN = 50  # steps until what is on its way from a device is looked at
+_COPYING = 50  # more steps, in which the counts arrive from the device
 
 
 class SlowStart:
-    """Counts steps, and looks at the accumulators once.
+    """Counts steps, and checks the accumulators once.
 
-    Counted are the weights with a dense gradient other than 0 at that step: what is dead, or a table's row that the
-    batch does not have, stands still whatever the accumulator. Slow is a weight whose gradients have all together added
-    less than the start: the start, and not its gradients, sets the size of its steps. No wait for the device.
+    The check counts the weights whose dense gradient is not 0 at that step. (The weights of a dead unit, or a table's
+    rows that are not in the batch, do not change under any accumulator.) A weight is slow if its squared gradients have
+    added less than the initial value: then the initial value, not the gradients, sets the size of its steps. The check
+    never waits for the device.
 
     Args:
         where: the optimizer's name, for the warning.
@@ -28,7 +29,7 @@ class SlowStart:
     def __init__(self, where: str) -> None:
         self._where = where
         self._left = AFTER
-        self._asked: dict[float, Tensor] = {}  # by start: (slow weights, weights), on the host, perhaps not yet there
+        self._counts: dict[float, Tensor] = {}  # by initial value: (slow weights, weights), being copied to the host
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Count a step of an optimizer whose state holds its accumulators as ``sum``."""
@@ -37,29 +38,29 @@ class SlowStart:
         self._left -= 1
         if self._left:
             return
-        if not self._asked:
-            self._asked = {start: _to_host(count) for start, count in _counts(optimizer).items()}
-            if any(count.is_pinned() for count in self._asked.values()):
-                self._left = _AGAIN
+        if not self._counts:
+            self._counts = {start: _to_host(count) for start, count in _count_slow(optimizer).items()}
+            if any(count.is_pinned() for count in self._counts.values()):
+                self._left = _COPYING
                 return
-        self._tell()
+        self._warn()
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         slow, weights, start = max(
-            ((*count.tolist(), start) for start, count in self._asked.items()), default=(0, 0, 0.0)
+            ((*count.tolist(), start) for start, count in self._counts.items()), default=(0, 0, 0.0)
         )
         if 2 * slow > weights:
             warnings.warn(
                 f"{self._where}: after {AFTER} steps the accumulator of {slow / weights:.0%} of {weights:,} weights "
-                f"with a gradient is still mostly its initial value, {start:g}: they move more slowly than their "
-                "gradients ask; expected a lower initial_accumulator_value (under Clippy 1e-6) or a higher lr",
+                f"with a gradient is still mostly its initial value, {start:g}, which slows them down; expected a "
+                "lower initial_accumulator_value (under Clippy 1e-6) or a higher lr",
                 UserWarning,
                 stacklevel=4,
             )
 
 
-def _counts(optimizer: Optimizer) -> dict[float, Tensor]:
-    """Return by the accumulator's start how many weights are slow, and how many there are, (2,) int64."""
+def _count_slow(optimizer: Optimizer) -> dict[float, Tensor]:
+    """Return, by initial value, the number of slow weights and of weights with a gradient, (2,) int64."""
     found: dict[float, Tensor] = {}
     for group in optimizer.param_groups:
         start = group["initial_accumulator_value"]
@@ -74,7 +75,7 @@ def _counts(optimizer: Optimizer) -> dict[float, Tensor]:
 
 
 def _to_host(count: Tensor) -> Tensor:
-    """Return a tensor on the host; from CUDA it is filled later, and holds zeros until then; from elsewhere never."""
+    """Return the count on the host: from CUDA zeros until the copy arrives, from other accelerators always zeros."""
     if readable(count):
         return count
     host = torch.zeros(2, dtype=torch.int64, device="cpu", pin_memory=count.device.type == "cuda")

@@ -26,29 +26,30 @@ class Adagrad(Optimizer):
         G \leftarrow G + g^2, \qquad r = g / (\sqrt{G} + \epsilon), \qquad w \leftarrow w - \eta\,\sigma\,r
 
     Args:
-        params: parameters, or parameter groups; a group may set any option below but the last two, its own ``rule``
-            included. Real floating-point parameters with dense or sparse gradients: of sparse ones duplicate rows are
-            summed first, and rules measure the touched rows (for Clippy and the gradient clips that equals a dense
-            gradient with zeros; AdaptiveGradientClip and TrustRatio see the norm of the touched rows' weights).
+        params: parameters, or parameter groups; a group may set any option below, ``rule`` included, but not the last
+            two. Parameters are real floating-point tensors. Duplicate rows of a sparse gradient are summed first, and
+            rules measure only the touched rows: for Clippy and the gradient clips, this equals a dense gradient with
+            zeros; AdaptiveGradientClip and TrustRatio use the weight norm of the touched rows.
         lr: the learning rate :math:`\eta`, a float or a 0-d tensor.
-        rule: gives the factor :math:`\sigma`. A rule over the whole model (``GlobalGradientClip``) covers all
-            parameters whose groups have an equal rule.
-        initial_accumulator_value: :math:`G_0`. Default 0.1, as in the paper: without a rule, or under one that does
-            not see the size of the step, it is what keeps the first steps small. ``ClippyAdagrad`` has a lower one.
-        eps: :math:`\epsilon`; 0 in the paper. A coordinate whose gradient has always been 0 does not move.
-        epsilon: where eps stands. An enum here and in ``accumulate`` and ``nonfinite``, or its value.
-        accumulate: when G takes in the squared gradient.
+        rule: gives the factor :math:`\sigma`. A rule for the whole model (``GlobalGradientClip``) has one factor for
+            all parameters whose groups have an equal rule.
+        initial_accumulator_value: :math:`G_0`. Default 0.1, as in the paper: it keeps the first steps small where no
+            rule bounds the size of a step. ``ClippyAdagrad`` starts lower.
+        eps: :math:`\epsilon`; 0 in the paper. A coordinate whose gradient has always been 0 does not change.
+        epsilon: whether eps stands inside or outside the root; like ``accumulate`` and ``nonfinite`` an enum or its
+            value.
+        accumulate: when the squared gradient is added to G.
         weight_decay: decoupled, :math:`w \leftarrow w - \eta \cdot weight\_decay \cdot w`, before the step and
-            outside the rule's bound. Under a sparse gradient only the rows that it touches decay.
-        maximize: go up the gradient instead of down.
-        nonfinite: what happens when a gradient is NaN or infinite; by default the whole step is skipped, by
-            selection, so that weights, state and step counters stay bit-equal.
-        fused: True: step dense float32 parameters on the CPU under Clippy or no rule in one pass over memory, by a
-            kernel that the machine's C++ compiler makes on first use; False: never; None: where it can be had.
+            outside the rule's bound. With a sparse gradient only the touched rows decay.
+        maximize: maximize the objective instead of minimizing it.
+        nonfinite: what to do when a gradient is NaN or infinite; by default the whole step is skipped, and weights,
+            state and step counters stay bit for bit the same.
+        fused: True: use the C++ kernel, which steps dense float32 parameters on the CPU under Clippy or no rule in one
+            pass over memory, and is compiled on first use; False: never use it; None: use it if it can be compiled.
 
     The state of a parameter is ``step``, a float32 scalar, and ``sum``, the accumulator :math:`G` in float32 or
-    better, named as in ``torch.optim.Adagrad``, whose checkpoints load. ``GradScaler`` hands its scale and its
-    ``found_inf`` to the step, which then needs no ``unscale_``.
+    better. The names are those of ``torch.optim.Adagrad``, so its checkpoints load. ``GradScaler`` passes its scale and
+    its ``found_inf`` to the step; ``unscale_`` is not needed.
 
     Raises:
         ValueError: if an option is out of range, naming it and the value.
@@ -87,7 +88,7 @@ class Adagrad(Optimizer):
         self._fused = fused is not False
         self._nonfinite = NonFinite(nonfinite)
         self._slow_start = SlowStart(type(self).__name__)
-        self._forget()
+        self._reset()
         defaults = {
             "lr": lr,
             "rule": rule,
@@ -103,8 +104,8 @@ class Adagrad(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``torch.optim.Optimizer`` does, after checking its options.
 
-        Keys of schedulers and notes of the user's own stay in it; one that asks for something and would be ignored, an
-        option of a rule or of another optimizer or a misspelt one, is refused.
+        Keys of schedulers and keys of the user's own stay in the group. A key that asks for something but would have no
+        effect is refused: an option of a rule or of another optimizer, or a misspelt option.
         """
         if isinstance(param_group, dict):
             refuse_ignored(param_group, ("params", "param_names", *self.defaults))
@@ -123,25 +124,25 @@ class Adagrad(Optimizer):
         before = self.skipped_steps if "_skips" in self.__dict__ else 0  # also called by load_state_dict
         super().__setstate__({key: value for key, value in state.items() if key != "_skipped"})
         self._slow_start = getattr(self, "_slow_start", None) or SlowStart(type(self).__name__)
-        self._forget(state.get("_skipped", before))
+        self._reset(state.get("_skipped", before))
 
-    def _forget(self, skipped: int = 0) -> None:
-        self._last: list[tuple[list[Tensor], Rule, Tensor]] = []  # parameters, rule, measure of the last move
+    def _reset(self, skipped: int = 0) -> None:
+        self._last: list[tuple[list[Tensor], Rule, Tensor]] = []  # parameters, rule, measure of the last step
         self._skips = nonfinite.Skips(type(self).__name__, skipped)
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as torch.optim does, compiled graphs end here
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as in torch.optim, a compiled graph breaks here
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; return the closure's loss if a closure is given.
 
-        Parameters without a gradient stay as they are. ``p.grad`` is left as it was found.
+        Parameters without a gradient do not change, and neither does ``p.grad``.
 
         Raises:
-            FloatingPointError: under ``NonFinite.RAISE``, before anything has moved.
+            FloatingPointError: under ``NonFinite.RAISE``, before any weight changes.
         """
         loss = None
         if closure is not None:
@@ -149,7 +150,7 @@ class Adagrad(Optimizer):
                 loss = closure()
         fast, slow = self._items()
         found_inf = self._handed("found_inf")
-        skip = False if found_inf is None else _read(found_inf.squeeze() > 0)  # whoever handed it counts it
+        skip = False if found_inf is None else _read(found_inf.squeeze() > 0)  # its sender counts the skip
         if self._nonfinite is NonFinite.SKIP_TENSOR:
             fast, slow = _without_bad_tensors(fast), _without_bad_tensors(slow)
         elif found_inf is None or (self._handed("grad_scale") is None and skip is False):
@@ -158,28 +159,28 @@ class Adagrad(Optimizer):
             fast, slow = [], [item._replace(skip=skip) for item in fast + slow]
         elif skip:
             fast, slow = [], []
-        self._move(fast, slow)
-        self._skips.tell_once()
+        self._update(fast, slow)
+        self._skips.warn_once()
         self._slow_start.after_step(self)
         return loss
 
     def clip_factors(self) -> dict[Tensor, Tensor]:
-        """Return sigma of each parameter that the last step moved, 0-d or one for each unit, without a wait."""
+        """Return sigma by parameter, 0-d or one number for each unit, of the last step not skipped; does not wait."""
         return _by_parameter((params, rule.factor(measure)) for params, rule, measure in self._last)
 
     def measures(self) -> dict[Tensor, Tensor]:
-        """Return what the rule measured of each such parameter (``Rule.measure``), without a wait."""
+        """Return the rule's measure (``Rule.measure``) by parameter, of the same step; does not wait."""
         return _by_parameter((params, measure) for params, _, measure in self._last)
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped for a gradient that was not finite; on an accelerator, asking waits for it."""
+        """The number of steps skipped because of a non-finite gradient; reading it waits for the device."""
         return self._skips.total()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as ``torch.optim.Optimizer`` does, every option in it a number, a string or a tensor.
+        """Return the state as ``torch.optim.Optimizer`` does; every option is a number, a string or a tensor.
 
-        A rule is saved as its repr, an enum as its value, so that the file loads with ``weights_only=True``.
+        A rule is saved as its repr and an enum as its value, so that the file loads with ``weights_only=True``.
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -189,28 +190,28 @@ class Adagrad(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state of this optimizer or of ``torch.optim.Adagrad``.
+        """Load a state of this optimizer or of ``torch.optim.Adagrad``.
 
-        Accumulators keep their type, float32 beside bfloat16 weights for example. Options that the state does not have
-        stay as they were constructed. A rule is compared, not made from the file. Hooks that are registered for
-        loading see the state as it was saved, and may adapt it.
+        Accumulators keep their saved type, for example float32 for bfloat16 weights. Options that the state lacks keep
+        their constructed values. A saved rule is compared with the constructed one; no rule is built from the file.
+        Hooks registered for loading get the state as it was saved, and may change it.
 
         Raises:
-            ValueError: if the state is another optimizer's, lacks keys, has other groups or another rule, or was made
-                with coupled weight decay or a decaying rate, which this optimizer does not have.
+            ValueError: if the state belongs to another optimizer, lacks keys, has other groups or another rule, or was
+                saved with coupled weight decay or a decaying learning rate, which this optimizer does not have.
         """
         state_loading.load(self, super().load_state_dict, state_dict)
         for group in self.param_groups:
             _check(group)
 
     def _items(self) -> tuple[list[Item], list[Item]]:
-        """Return all parameters that have a gradient, those for the kernel apart; make the state of new ones."""
+        """Return the parameters with a gradient: those for the kernel, and the others. Create missing states."""
         fast: list[Item] = []
         slow: list[Item] = []
         scale = self._handed("grad_scale")
         for group in self.param_groups:
             options = Options(**{field: group[field] for field in _OPTIONS})
-            fits = self._fused and scale is None and _fits_kernel(options)
+            in_kernel = self._fused and scale is None and _kernel_supports(options)
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:
@@ -226,17 +227,17 @@ class Adagrad(Optimizer):
                         f"params has a parameter of shape {tuple(param.shape)} whose accumulator has the shape "
                         f"{tuple(total.shape)}; expected weights that keep their shape between steps"
                     )
-                if grad.shape != param.shape:  # torch refuses to set one, but the weights may have been replaced since
+                if grad.shape != param.shape:  # possible if the weights were replaced after the backward pass
                     raise ValueError(
                         f"params has a parameter of shape {tuple(param.shape)} whose gradient has the shape "
                         f"{tuple(grad.shape)}; expected a gradient of the weights as they are now"
                     )
-                several = fast if fits and kernel.takes(param, grad, total) else slow
+                several = fast if in_kernel and kernel.takes(param, grad, total) else slow
                 several.append(Item(param, grad, total, options, scale, None))
         return fast, slow
 
     def _skip(self, fast: Sequence[Item], slow: Sequence[Item]) -> bool | Tensor:
-        """Return whether to skip the step: a 0-d bool tensor where reading it would be a wait."""
+        """Return whether to skip the step, as a 0-d bool tensor if reading it would wait for the device."""
         if self._nonfinite is NonFinite.PROPAGATE:
             return False
         bad: bool | Tensor = bool(fast) and not kernel.all_finite([item.grad for item in fast])
@@ -247,16 +248,16 @@ class Adagrad(Optimizer):
                 if bool(nonfinite.not_finite([item.grad])[0]):
                     raise FloatingPointError(
                         f"the gradient of a parameter of shape {tuple(item.param.shape)} is NaN or infinite; "
-                        "nothing has moved"
+                        "no weight has changed"
                     )
         return bad
 
     def _handed(self, name: str) -> Tensor | None:
-        """Return what GradScaler or a guard has handed to this step."""
+        """Return a tensor that GradScaler or a guard has set on this optimizer for the step."""
         return getattr(self, name, None)
 
-    def _move(self, fast: Sequence[Item], slow: Sequence[Item]) -> None:
-        """Move the weights: what the kernel takes by the kernel, the rest in torch's own operations."""
+    def _update(self, fast: Sequence[Item], slow: Sequence[Item]) -> None:
+        """Update the weights: ``fast`` ones by the kernel, ``slow`` ones by torch's operations."""
         if fast or slow:
             self._last = []
         alike: dict[int, list[Item]] = {}
@@ -264,11 +265,11 @@ class Adagrad(Optimizer):
             alike.setdefault(id(item.options), []).append(item)
         for items in alike.values():
             self._last.append(([item.param for item in items], items[0].options.rule, _kernel_step(items)))
-        moves = eager.steppers(slow)
-        measures = _over_models(moves, [move.measure() for move in moves])
-        for move, measure in zip(moves, measures, strict=True):
-            move.apply(move.options.rule.factor(measure))
-            self._last.append((move.params, move.options.rule, measure))
+        steppers = eager.steppers(slow)
+        measures = _combined_over_model(steppers, [stepper.measure() for stepper in steppers])
+        for stepper, measure in zip(steppers, measures, strict=True):
+            stepper.apply(stepper.options.rule.factor(measure))
+            self._last.append((stepper.params, stepper.options.rule, measure))
         whole = [self.state[item.param]["step"] for item in (*fast, *slow) if item.skip is None]
         if whole:
             torch._foreach_add_(whole, 1)  # pyright: ignore[reportPrivateImportUsage]
@@ -277,25 +278,25 @@ class Adagrad(Optimizer):
                 self.state[item.param]["step"] += ~item.skip
 
 
-def _over_models(moves: Sequence[eager.Stepper], measures: list[Tensor]) -> list[Tensor]:
-    """Return the measures, those of equal rules that cover the whole model combined into one."""
+def _combined_over_model(steppers: Sequence[eager.Stepper], measures: list[Tensor]) -> list[Tensor]:
+    """Return the measures; under equal rules for the whole model, all get their combined measure."""
     parts: dict[Rule, list[Tensor]] = {}
-    for move, measure in zip(moves, measures, strict=True):
-        if move.options.rule.scope is Scope.MODEL:
-            several = len(move.params) > 1
-            parts.setdefault(move.options.rule, []).append(move.options.rule.combine(measure) if several else measure)
+    for stepper, measure in zip(steppers, measures, strict=True):
+        rule = stepper.options.rule
+        if rule.scope is Scope.MODEL:
+            parts.setdefault(rule, []).append(rule.combine(measure) if len(stepper.params) > 1 else measure)
     totals = {
         rule: rule.combine(torch.stack([p.to(several[0].device) for p in several], -1))
         for rule, several in parts.items()
     }
     return [
-        totals[move.options.rule].to(move.params[0].device) if move.options.rule in totals else measure
-        for move, measure in zip(moves, measures, strict=True)
+        totals[stepper.options.rule].to(stepper.params[0].device) if stepper.options.rule in totals else measure
+        for stepper, measure in zip(steppers, measures, strict=True)
     ]
 
 
 def _by_parameter(several: Iterable[tuple[list[Tensor], Tensor]]) -> dict[Tensor, Tensor]:
-    """Return numbers that belong to one parameter, to all of a list, or to each (the last dimension) by parameter."""
+    """Return a dictionary by parameter; each value is for all parameters of its list, or has one entry for each."""
     found: dict[Tensor, Tensor] = {}
     for params, value in several:
         each = value.unbind(-1) if len(params) > 1 and value.ndim else [value] * len(params)
@@ -304,7 +305,7 @@ def _by_parameter(several: Iterable[tuple[list[Tensor], Tensor]]) -> dict[Tensor
 
 
 def _without_bad_tensors(items: Sequence[Item]) -> list[Item]:
-    """Return the items whose gradients are finite; where that is not known yet, marked with a flag."""
+    """Drop items with a non-finite gradient; on an accelerator, set their skip flag instead of waiting for it."""
     kept = []
     for item, flag in zip(items, nonfinite.not_finite([item.grad for item in items]), strict=True):
         if not nonfinite.readable(flag):
@@ -318,10 +319,10 @@ def _read(flag: Tensor) -> bool | Tensor:
     return bool(flag) if nonfinite.readable(flag) else flag
 
 
-def _fits_kernel(options: Options) -> bool:
-    """Whether the kernel does exactly what the options ask for."""
+def _kernel_supports(options: Options) -> bool:
+    """Whether the kernel implements these options."""
     return (
-        kernel.fits(options.rule)
+        kernel.supports(options.rule)
         and options.accumulate is Accumulate.BEFORE
         and (options.epsilon is Epsilon.OUTSIDE or not options.eps)
         and (not isinstance(options.lr, Tensor) or nonfinite.readable(options.lr))
@@ -329,7 +330,7 @@ def _fits_kernel(options: Options) -> bool:
 
 
 def _kernel_step(items: Sequence[Item]) -> Tensor:
-    """Step tensors of equal options; return Clippy's measure of each, 0-d for one tensor, (tensors,) for several."""
+    """Step tensors with equal options; return Clippy's measures, 0-d for one tensor, (tensors,) for several."""
     options = items[0].options
     rule, lr = options.rule, float(options.lr)
     ratios = kernel.clippy_adagrad(
@@ -348,7 +349,7 @@ def _kernel_step(items: Sequence[Item]) -> Tensor:
 
 
 def _check(group: dict[str, Any]) -> None:
-    """Refuse options that no step could use; turn enums' values into the enums."""
+    """Refuse invalid options; replace values of enums by the enums."""
     if isinstance(group["lr"], Tensor):
         if group["lr"].ndim:
             raise ValueError(f"lr is a tensor of shape {tuple(group['lr'].shape)}; expected a 0-d tensor")

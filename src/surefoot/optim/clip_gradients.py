@@ -1,4 +1,4 @@
-"""The classical order: gradients are clipped before the optimizer sees them."""
+"""Classical gradient clipping: a rule scales the gradients before the optimizer's step."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,21 @@ from surefoot.rules import Rule, Scope, broadcast, checked
 
 
 def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
-    r"""Scale the gradients by a rule, :math:`g \leftarrow \sigma\,g`, before the optimizer sees them.
+    r"""Scale the gradients by a rule, :math:`g \leftarrow \sigma\,g`, before the optimizer's step.
 
-    The classical order: the optimizer's moments take in the clipped gradient. ``p.grad`` is scaled in place; a
-    sparse one is replaced by its coalesced form. Parameters without a gradient are left out.
+    The optimizer's moments are then those of the clipped gradient. ``p.grad`` is scaled in place; a sparse gradient is
+    coalesced first. Parameters without a gradient are left out.
 
-    A gradient that is NaN or infinite stays as it is, for the optimizer's policy to find, and its sigma is told as
-    the rule gives it; one such gradient leaves all of them as they are where the rule covers the whole model.
+    A gradient that is NaN or infinite is not scaled, so that the optimizer can still detect it; the returned sigma is
+    the rule's. If the rule covers the whole model, one such gradient leaves all gradients unscaled.
 
     Args:
         params: parameters.
         rule: one that needs no update: ``GradientClip``, ``GlobalGradientClip``, ``AdaptiveGradientClip``, ``NoClip``.
 
     Returns:
-        sigma for each parameter: 0-d, or one number for each unit, of touched rows if the gradient is sparse. No
-        wait for the device.
+        sigma by parameter: 0-d, or one number for each unit (for each touched row of a sparse gradient). The call does
+        not wait for the device.
 
     Raises:
         TypeError: if ``rule`` is not a rule object, or needs the update, or parameters are split among processes.
@@ -40,7 +40,7 @@ def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]
     """
     if checked(rule, "rule").needs_update:
         raise TypeError(
-            f"rule is {rule!r}, which looks at the update; expected a rule of the gradient: use clip_updates"
+            f"rule is {rule!r}, which needs the update; expected a rule for gradients, or use clip_updates instead"
         )
     several = [params] if isinstance(params, Tensor) else list(params)
     refuse_sharded("params", several)
@@ -49,7 +49,7 @@ def clip_gradients(params: Iterable[Tensor], rule: Rule) -> dict[Tensor, Tensor]
 
 @torch.no_grad()
 def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
-    moves: list[WeightDelta] = []
+    deltas: list[WeightDelta] = []
     grads: list[Tensor] = []
     for param in params:
         if param.grad is None:
@@ -60,12 +60,12 @@ def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
         if grad.is_sparse:
             rows = tuple(grad.indices())
             before = WeightSnapshot(param[rows], rows)
-        moves.append(delta_of(param, before, grad, rule, 1.0))
+        deltas.append(delta_of(param, before, grad, rule, 1.0))
         grads.append(param.grad)
     bad = not_finite(grads)
     if rule.scope is Scope.MODEL and bad:
         bad = [any_of(bad).to(flag.device) for flag in bad]
-    sigmas = factors(moves)
+    sigmas = factors(deltas)
     for grad, sigma, is_bad in zip(grads, sigmas, bad, strict=True):
         scale = torch.where(is_bad, 1.0, sigma)  # times 1 changes no number, not even NaN
         if not grad.is_sparse:
@@ -76,4 +76,4 @@ def _clip_gradients(params: list[Tensor], rule: Rule) -> dict[Tensor, Tensor]:
             shape = (len(scale), *grad.shape[1:])  # of the touched rows
             scale = scale.reshape(scale.shape + (1,) * (grad.ndim - scale.ndim)).expand(shape)
             grad.values().mul_(at_its_places(scale, grad))
-    return {move.param: sigma for move, sigma in zip(moves, sigmas, strict=True)}
+    return {delta.param: sigma for delta, sigma in zip(deltas, sigmas, strict=True)}

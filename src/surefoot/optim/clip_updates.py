@@ -1,4 +1,4 @@
-"""Eq. (5) on optimizers that know nothing of it: the rules around the step of any ``torch.optim.Optimizer``."""
+"""Rules for any ``torch.optim.Optimizer``: hooks around its step scale the change of the weights by sigma."""
 
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from surefoot.optim.unwrap import unwrapped
 from surefoot.optim.weight_deltas import WeightDelta, WeightSnapshot, apply, delta_of, factors
 from surefoot.rules import Clippy, Rule, checked
 
-_MOVE_TOUCHED_ROWS = (Adagrad, SparseAdam)  # and no others under a sparse gradient; SGD's momentum moves old ones too
+_CHANGE_TOUCHED_ROWS = (Adagrad, SparseAdam)  # and no other rows of a sparse gradient; SGD's momentum changes others
 
 
 def clip_updates(
@@ -28,49 +28,50 @@ def clip_updates(
 ) -> "ClipHandle":
     r"""Scale every step of ``optimizer`` by a rule, from now on.
 
-    The update is whatever the optimizer does to the weight, momentum and weight decay included:
+    The update is the whole change of the weight, momentum and weight decay included:
 
     .. math:: r = (w_{old} - w_{new}) / \eta, \qquad w \leftarrow w_{old} + \sigma\,(w_{new} - w_{old})
 
-    Where :math:`\sigma = 1` the optimizer's own result stays, bit for bit. A rate of 0 counts as 1, r being 0. The
-    memory is one copy of the covered weights; of a sparse gradient's weight only the touched rows, under Adagrad
-    and SparseAdam without a closure. Rules see the gradient without GradScaler's scale; Clippy's
-    third term sees ``p.grad`` as the step leaves it.
+    Where :math:`\sigma = 1`, the optimizer's own result stays, bit for bit. A learning rate of 0 is treated as 1; r is
+    0 then. The cost in memory is one copy of the covered weights (of the touched rows only, for sparse gradients under
+    Adagrad and SparseAdam without a closure). Rules use the gradient without GradScaler's scale. Clippy's third term
+    uses ``p.grad`` as it is after the step.
 
-    * A parameter group may carry its own rule under the key ``"rule"``; it stays out of ``state_dict()`` and
-      survives ``load_state_dict``. A rule over the whole model covers all groups with an equal rule.
-    * Sparse gradients: duplicates are summed, and rules measure the touched rows; a rule by unit gives one factor
-      for each touched row. Rows that SGD moves by old momentum alone are scaled, unless by unit, but not measured.
-    * The non-finite policy looks at all gradients, those of excluded parameters too. Fused Adam, AdamW and Adagrad
-      skip a step without a wait for the device; for all others, and for ``SKIP_TENSOR``, ``p.grad`` is None during
-      the step, which takes one wait on an accelerator; ``PROPAGATE`` switches it off. Steps that GradScaler
-      skips are its own: neither counted nor told.
-    * The optimizer's state is its own: averages of weights in it (ASGD) are of the unclipped ones.
-    * Copies and pickles of an optimizer come without hooks, as torch has it: attach again.
+    * A parameter group may have its own rule under the key ``"rule"``. The rule is not in ``state_dict()``, and
+      ``load_state_dict`` keeps it. A rule for the whole model covers all groups with an equal rule.
+    * Sparse gradients: duplicate rows are summed, and rules measure the touched rows; a rule for units has one factor
+      for each touched row. Rows that only SGD's old momentum changes are not measured; a factor for the whole tensor
+      scales them too, factors for units do not.
+    * ``nonfinite`` applies to all gradients, those of excluded parameters too; ``PROPAGATE`` switches the check off.
+      Fused Adam, AdamW and Adagrad skip a step without waiting for the device. For all others, and for ``SKIP_TENSOR``,
+      ``p.grad`` is None during a skipped step, and every step waits once for an accelerator. Steps that GradScaler
+      skips are neither counted nor warned of.
+    * The optimizer's state stays unclipped: averages of weights in it (ASGD) are of the unclipped weights.
+    * As in torch, copies and pickles of an optimizer have no hooks: call ``clip_updates`` on them again.
 
     Args:
         optimizer: any optimizer but LBFGS, whose line search steps many times in one step.
         rule: gives :math:`\sigma`.
-        exclude: parameters to leave alone; or their names, ``*`` and ``?`` as in file names, if the optimizer was
-            made from ``named_parameters()``. A group added later is covered unless a name excludes it.
+        exclude: parameters that are not clipped; or patterns of their names (``*`` and ``?`` as in file names), if the
+            optimizer was made from ``named_parameters()``. Groups added later are covered unless a pattern matches.
         nonfinite: what to do when a gradient is NaN or infinite; an enum or its value.
 
     Returns:
         The handle with the factors; its ``remove()`` undoes this call.
 
     Raises:
-        TypeError: if ``rule`` is not a rule object, or the optimizer is LBFGS, has a rule of its own or is no
-            optimizer of torch.
+        TypeError: if ``rule`` is not a rule object, or the optimizer is LBFGS, has a rule of its own or is not a
+            ``torch.optim.Optimizer``.
         ValueError: if an exclusion matches nothing, a parameter is complex, a group has no rate, or the optimizer
             is clipped already; in a step, if a weight has changed its shape.
-        FloatingPointError: in a step, under ``NonFinite.RAISE``, naming the parameter, before anything has moved.
+        FloatingPointError: in a step, under ``NonFinite.RAISE``, naming the parameter, before any weight changes.
 
     >>> from surefoot.rules import Clippy
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)
     >>> handle = clip_updates(optimizer, Clippy(relative=0.03, absolute=0.02))
     >>> w.grad = torch.tensor([0.3, -40.0])
-    >>> optimizer.step()  # AdamW alone would have moved each by 0.1; w[0] may move by 0.03 * 1 + 0.02
+    >>> optimizer.step()  # AdamW alone would change each by 0.1; w[0] may change by 0.03 * 1 + 0.02
     >>> w.data, handle.clip_factors()[w]
     (tensor([0.9500, 2.0500]), tensor(0.5000))
     """
@@ -78,7 +79,7 @@ def clip_updates(
 
 
 class ClipHandle(Part):
-    """What ``clip_updates`` returns: the factors of the last step, and the way back."""
+    """The handle that ``clip_updates`` returns: the factors of the last step, and ``remove()``."""
 
     def __init__(self, optimizer: Optimizer, rule: Rule, exclude: Iterable[Tensor | str], nonfinite: NonFinite) -> None:
         optimizer = _checked_optimizer(optimizer)
@@ -88,107 +89,107 @@ class ClipHandle(Part):
         self._measures: dict[Tensor, Tensor] = {}
         self._buffers: dict[Tensor, Tensor] = {}
         self._before: dict[Tensor, WeightSnapshot] = {}
-        self._moves: dict[Tensor, WeightDelta] = {}
+        self._deltas: dict[Tensor, WeightDelta] = {}
         self._bad: Flag = False  # whether this step is to be counted as skipped
         self._skips = Skips(f"clip_updates on {type(optimizer).__name__}")
-        for param, group in self._covered():  # before any hook is there
+        for param, group in self._covered():  # before any hook is registered
             self._check(param, group)
         self._hooks = [
             optimizer.register_state_dict_post_hook(_without_rules),
             optimizer.register_load_state_dict_pre_hook(_with_rules),
         ]
-        around(optimizer).add(self, first=True)  # a policy that raises speaks before others count the step
+        around(optimizer).add(self, first=True)  # RAISE must raise before other parts count the step
 
     def clip_factors(self) -> dict[Tensor, Tensor]:
-        """Return sigma of each parameter's last step: 0-d, or one number for each unit; no wait for the device."""
+        """Return sigma by parameter, of its last step: 0-d, or one number for each unit; no wait for the device."""
         return dict(self._factors)
 
     def measures(self) -> dict[Tensor, Tensor]:
-        """Return what the rule measured of each parameter in its last step, as ``Rule.measure`` gives it.
+        """Return the rule's measure (``Rule.measure``) by parameter, of its last step; no wait for the device.
 
-        Of a rule over the whole model, this is the parameter's own share. No wait for the device.
+        Under a rule for the whole model, the measure is that of the parameter alone.
         """
         return dict(self._measures)
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps the non-finite policy skipped, in whole or (``SKIP_TENSOR``) in part; waits for the device."""
+        """The number of steps skipped, wholly or (``SKIP_TENSOR``) partly; reading it waits for the device."""
         return self._skips.total()
 
     def remove(self) -> None:
-        """Take the hooks off; the optimizer is then as if never attached to. A second call changes nothing."""
+        """Remove the hooks; the optimizer is then as it was before. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
         around(self._optimizer).discard(self)
         self._before, self._buffers = {}, {}
 
-    # Around the step
+    # Parts of a step
 
     def begin(self, around: Around, has_closure: bool) -> None:
         """Copy the covered weights."""
         self._remember(has_closure)
 
     def verdict(self, around: Around) -> Flag:
-        """Say what the policy makes of the gradients; hide those that it keeps from the step."""
+        """Return whether to skip the step; under ``SKIP_TENSOR`` hide the non-finite gradients instead."""
         if self._nonfinite is NonFinite.PROPAGATE:
             return False
         if self._nonfinite is NonFinite.SKIP_STEP:
             self._bad = but_not(around.bad(), around.scaler_skips())
             return around.bad()
-        if bool(around.scaler_skips()) or not bool(around.bad()):  # the wait
+        if bool(around.scaler_skips()) or not bool(around.bad()):  # waits for the device
             return False
         pairs = held(self._optimizer)
         flags = not_finite([grad for _, grad in pairs])
         pairs = [pair for pair, flag in zip(pairs, flags, strict=True) if bool(flag)]
         if self._nonfinite is NonFinite.RAISE:
-            raise FloatingPointError(f"the gradient of {self._called(pairs[0][0])} is NaN or infinite")
+            raise FloatingPointError(f"the gradient of {self._described(pairs[0][0])} is NaN or infinite")
         self._bad = True
         around.hide(pairs)
         return False
 
-    def look(self, around: Around) -> None:
-        """Measure what needs no update: foreach SGD with Nesterov's momentum, for one, adds it to p.grad."""
+    def before_update(self, around: Around) -> None:
+        """Measure now what needs no update: some steps change p.grad, as foreach SGD with Nesterov momentum does."""
         scale: Tensor | None = getattr(self._optimizer, "grad_scale", None)
-        self._moves = {move.param: move for move in self._measured(lambda rule: not rule.needs_update, scale)}
+        self._deltas = {delta.param: delta for delta in self._measured(lambda rule: not rule.needs_update, scale)}
 
     def end(self, around: Around) -> None:
         """Clip the step that was taken."""
         self._clip(getattr(self._optimizer, "found_inf", None))
         self._skips.add(self._bad)
-        self._skips.tell_once()
+        self._skips.warn_once()
 
     def forget(self, around: Around) -> None:
-        """Forget the step."""
-        self._bad, self._moves = False, {}
+        """Drop what was kept for the step."""
+        self._bad, self._deltas = False, {}
 
-    def _measured(self, concerned: Callable[[Rule], bool], grad_scale: Tensor | None = None) -> Iterator[WeightDelta]:
+    def _measured(self, applies: Callable[[Rule], bool], grad_scale: Tensor | None = None) -> Iterator[WeightDelta]:
         for param, group in self._covered():
             rule = group.get("rule", self._rule)
-            if param.grad is not None and param in self._before and concerned(rule):
+            if param.grad is not None and param in self._before and applies(rule):
                 yield delta_of(param, self._before[param], param.grad, rule, group["lr"], grad_scale)
 
     def _clip(self, found_inf: Tensor | None) -> None:
         self._clip_by_kernel()
-        self._moves |= {move.param: move for move in self._measured(lambda rule: rule.needs_update)}
-        moves = list(self._moves.values())
-        for move, factor in zip(moves, factors(moves), strict=True):
-            if found_inf is not None:  # nothing has moved; the gradient may be NaN, and NaN times 0 is not 0
+        self._deltas |= {delta.param: delta for delta in self._measured(lambda rule: rule.needs_update)}
+        deltas = list(self._deltas.values())
+        for delta, factor in zip(deltas, factors(deltas), strict=True):
+            if found_inf is not None:  # in a skipped step the factor may be NaN, and NaN times a change of 0 is NaN
                 factor = torch.where(found_inf.to(factor.device) > 0, 1.0, factor)
-            self._measures[move.param], self._factors[move.param] = move.measure, factor
-            apply(move, factor)
+            self._measures[delta.param], self._factors[delta.param] = delta.measure, factor
+            apply(delta, factor)
 
     def _clip_by_kernel(self) -> None:
-        """Clip what the kernel takes, and forget its weights before the step."""
+        """Clip the parameters that the kernel supports, and drop their snapshots."""
         alike: dict[Clippy, list[Tensor]] = {}
         for param, group in self._covered():
             rule, before = group.get("rule", self._rule), self._before.get(param)
             if before is None or before.rows or param.grad is None or param.grad.is_sparse:
                 continue
-            if isinstance(rule, Clippy) and kernel.fits(rule) and kernel.takes(param, before.weight):
+            if isinstance(rule, Clippy) and kernel.supports(rule) and kernel.takes(param, before.weight):
                 alike.setdefault(rule, []).append(param)
         for rule, params in alike.items():
             olds = [self._before.pop(param).weight for param in params]
-            ratios = kernel.clip_moves(params, olds, relative=rule.relative, absolute=rule.absolute)
+            ratios = kernel.clip_changes(params, olds, relative=rule.relative, absolute=rule.absolute)
             self._measures |= zip(params, ratios.unbind(), strict=True)
             self._factors |= zip(params, rule.factor(ratios).unbind(), strict=True)
 
@@ -207,9 +208,9 @@ class ClipHandle(Part):
         checked(group.get("rule", self._rule), "rule of a parameter group")
 
     def _remember(self, has_closure: bool) -> None:
-        """Copy the covered weights, those without a gradient too: a closure may make one later."""
+        """Copy the covered weights, also without a gradient: a closure may compute one later."""
         targets: list[Tensor] = []
-        rows_alone = not has_closure and isinstance(self._optimizer, _MOVE_TOUCHED_ROWS)
+        rows_alone = not has_closure and isinstance(self._optimizer, _CHANGE_TOUCHED_ROWS)
         for param, group in self._covered():
             self._check(param, group)
             grad = by_row(param.grad) if rows_alone and param.grad is not None else None
@@ -221,7 +222,7 @@ class ClipHandle(Part):
             if buffer is not None and buffer.shape != param.shape:
                 raise ValueError(
                     f"a weight of shape {tuple(buffer.shape)} has the shape {tuple(param.shape)} now; "
-                    "expected the same: make the optimizer anew after changing a model"
+                    "expected the same shape: construct the optimizer again after changing a model"
                 )
             if buffer is None or (buffer.dtype, buffer.device) != (param.dtype, param.device):
                 buffer = self._buffers[param] = torch.empty_like(param, requires_grad=False)
@@ -230,7 +231,7 @@ class ClipHandle(Part):
         if targets:
             torch._foreach_copy_([self._buffers[p] for p in targets], targets)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _called(self, param: Tensor) -> str:
+    def _described(self, param: Tensor) -> str:
         for i, group in enumerate(self._optimizer.param_groups):
             for j, each in enumerate(group["params"]):
                 if each is param:
@@ -246,19 +247,19 @@ def _checked_optimizer(optimizer: Any) -> Optimizer:
         raise TypeError(f"optimizer is a {called}; expected a torch.optim.Optimizer")
     optimizer, *more = unwrapped(optimizer, "optimizer")
     if more:
-        raise TypeError(f"optimizer is a {called} of {1 + len(more)}; expected a single one: clip each of them")
+        raise TypeError(f"optimizer is a {called} of {1 + len(more)} optimizers; expected one: clip each of them")
     called = type(optimizer).__name__
     if isinstance(optimizer, LBFGS):
         raise TypeError(f"optimizer is {called}, whose line search steps many times in one step; expected any other")
     if "rule" in optimizer.defaults:
         raise TypeError(f"optimizer is {called}, which takes a rule itself; expected one without: pass it rule=...")
     if handle_of(optimizer) is not None:
-        raise ValueError(f"optimizer is {called}, clipped already; expected one that is not: call remove() first")
+        raise ValueError(f"optimizer is {called}, clipped already; expected a call of remove() before the next rule")
     return optimizer
 
 
 def handle_of(optimizer: Optimizer) -> ClipHandle | None:
-    """Return what ``clip_updates`` has put on an optimizer, if anything."""
+    """Return the handle of ``clip_updates`` on an optimizer, if there is one."""
     return next((part for part in parts_of(optimizer) if isinstance(part, ClipHandle)), None)
 
 
@@ -275,7 +276,7 @@ def _exclusions(optimizer: Optimizer, exclude: Iterable[Tensor | str]) -> tuple[
                 raise ValueError(f"exclude has a tensor of shape {tuple(each.shape)}; expected the optimizer's own")
             excluded.add(each)
         elif not names:
-            raise ValueError(f"exclude has {each!r}, and the optimizer knows no names; make it from named_parameters()")
+            raise ValueError(f"exclude has {each!r}, and the optimizer has no names; make it from named_parameters()")
         elif not any(fnmatchcase(name, each) for name in names):
             raise ValueError(f"exclude has {each!r}, which matches none of {names}")
         else:
@@ -284,14 +285,14 @@ def _exclusions(optimizer: Optimizer, exclude: Iterable[Tensor | str]) -> tuple[
 
 
 def _without_rules(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Leave a plain checkpoint of torch's: rules are the program's, and would not load with ``weights_only``."""
+    """Remove the rules from a state dict: with them it would not load with ``weights_only=True``."""
     groups = [{key: value for key, value in group.items() if key != "rule"} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
 
 
 def _with_rules(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Keep the groups' rules, which the checkpoint does not have."""
+    """Keep the groups' present rules, which a state dict does not have."""
     rules = [{"rule": group["rule"]} if "rule" in group else {} for group in optimizer.param_groups]
-    rules += [{}] * len(state_dict["param_groups"])  # if the numbers differ, torch says so
+    rules += [{}] * len(state_dict["param_groups"])  # torch raises if the numbers of groups differ
     groups = [{**rule, **group} for rule, group in zip(rules, state_dict["param_groups"], strict=False)]
     return {**state_dict, "param_groups": groups}

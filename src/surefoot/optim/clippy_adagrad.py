@@ -1,4 +1,4 @@
-"""Adagrad with Clippy: for a whole ranking model, as the paper has it, and as TensorFlow Recommenders has it."""
+"""Adagrad with Clippy: with our defaults, for a whole ranking model, as in the paper, as in TensorFlow Recommenders."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -13,32 +13,33 @@ from surefoot.optim.nonfinite import NonFinite
 from surefoot.rules import Clippy, NoClip
 
 START = 1e-6
-"""Of the accumulator. Not 0: the first step of a coordinate would then have the size of the rate however small its
-gradient, rounding noise included, and a squared gradient that underflows would be divided by 0."""
+"""The accumulator's initial value. From 0, the first step of a coordinate would have the size of the learning rate
+however small its gradient, even for rounding noise, and a gradient whose square underflows would be divided by 0."""
 
 
 class ClippyAdagrad(Adagrad):
-    """Adagrad with Clippy, algorithm 1 of the paper, from an accumulator that is almost empty.
+    """Adagrad with Clippy, algorithm 1 of the paper, with an initial accumulator value near 0.
 
-    The thresholds are the paper's. The accumulator's start is not: the paper's 0.1, there to keep Adagrad's first steps
-    small, slows every weight whose gradients are small, and with Clippy it is not needed (``benchmarks/two_lines.py``
-    has the figures). ``ClippyAdagrad.paper`` has the paper's, ``ClippyAdagrad.tfrs`` those of TensorFlow Recommenders.
+    The thresholds are the paper's; the initial accumulator value is not. The paper's 0.1 keeps Adagrad's first steps
+    small, but slows every weight whose gradients are small. Clippy makes it unnecessary (``benchmarks/two_lines.py``
+    has the figures). ``ClippyAdagrad.paper`` has all of the paper's values, ``ClippyAdagrad.tfrs`` those of TensorFlow
+    Recommenders.
 
-    A ranking model's embedding tables are better left unclipped, with a rate of their own: ``for_model`` does that.
-    A group may also say so itself: ``{"params": tables, "rule": NoClip(), "lr": 0.1}`` beside clipped groups.
+    A ranking model's embedding tables train better unclipped and with their own learning rate: use ``for_model``, or
+    give the tables a group of their own: ``{"params": tables, "rule": NoClip(), "lr": 0.1}``.
 
     Args:
         params: parameters or parameter groups, as for ``Adagrad``; a group may also set ``relative`` and ``absolute``.
         lr: the learning rate.
         relative: Clippy's bound on a weight's change relative to itself.
         absolute: Clippy's bound in units of the weight.
-        initial_accumulator_value: the accumulator's start. Above 0, so that a first gradient that is mere rounding
-            noise does not move its weight by the whole rate.
+        initial_accumulator_value: the accumulator's initial value. It is above 0, so that a first gradient that is only
+            rounding noise does not change its weight by the whole learning rate.
         eps: added to the root of the accumulator; 0 in the paper.
         weight_decay: decoupled, outside the bound.
-        maximize: go up the gradient instead of down.
-        nonfinite: what happens when a gradient is NaN or infinite; by default the step is skipped.
-        fused: True, False, or None: where it can be had; see ``Adagrad``.
+        maximize: maximize the objective instead of minimizing it.
+        nonfinite: what to do when a gradient is NaN or infinite; by default the step is skipped.
+        fused: whether to use the C++ kernel; see ``Adagrad``.
 
     Raises:
         ValueError: if an option is out of range, naming it and the value.
@@ -79,7 +80,7 @@ class ClippyAdagrad(Adagrad):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its ``relative``, ``absolute`` and ``accumulator_relative`` are of its own Clippy.
+        """Add a group; its ``relative``, ``absolute`` and ``accumulator_relative`` set a Clippy for this group.
 
         Raises:
             ValueError: if it has a rule as well, or an option is out of range.
@@ -107,26 +108,26 @@ class ClippyAdagrad(Adagrad):
         weight_decay: float = 0.0,
         nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
     ) -> Self:
-        """Return one for a whole ranking model: embedding tables apart, in a group of their own.
+        """Return an optimizer for a whole ranking model, with the embedding tables in a group of their own.
 
-        As in the paper, tables are not clipped and have their own rate, and all other layers are clipped. Both start
-        from the same almost empty accumulator, in one optimizer: one step, one state dict, one decision on gradients
-        that are not finite. Sparse and dense gradients may stand side by side.
+        As in the paper, tables are not clipped and have their own learning rate, and all other layers are clipped. Both
+        have the same initial accumulator value. One optimizer holds both: one step, one state dict, and a non-finite
+        gradient anywhere skips the step for both. Sparse and dense gradients can be mixed.
 
         Args:
-            model: the model, after whatever replaces its parameters.
-            lr: the rate of all that is no embedding table.
-            embedding_lr: the rate of the embedding tables. Unlike ``lr`` it is not bounded by a rule.
-            tables: name patterns of embedding tables beside those that are told by their module's class, as for
+            model: the model, after any call that replaces its parameters (``to_empty``).
+            lr: the learning rate of all parameters but the embedding tables.
+            embedding_lr: the learning rate of the embedding tables; no rule bounds their steps.
+            tables: name patterns of further embedding tables, which their module's class does not show, as in
                 ``parameter_groups``: ``("*.lookup",)``.
             relative: Clippy's bound on a weight's change relative to itself.
             absolute: Clippy's bound in units of the weight.
-            initial_accumulator_value: the accumulator's start.
-            weight_decay: of all that is no table; decoupled, outside the bound.
-            nonfinite: what happens when a gradient is NaN or infinite; by default the step is skipped.
+            initial_accumulator_value: the accumulator's initial value.
+            weight_decay: of all parameters but the tables; decoupled, outside the bound.
+            nonfinite: what to do when a gradient is NaN or infinite; by default the step is skipped.
 
         Raises:
-            TypeError: if the model is none, or a pattern is neither a glob nor a compiled regular expression.
+            TypeError: if ``model`` is not a module, or a pattern is neither a glob nor a compiled regular expression.
             ValueError: if a number is out of range, or a pattern matches no parameter, naming the closest name.
 
         >>> model = nn.Sequential(nn.EmbeddingBag(100, 4, sparse=True), nn.Linear(4, 1))
@@ -162,15 +163,15 @@ class ClippyAdagrad(Adagrad):
         initial_accumulator_value: float = 0.1,
         nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
     ) -> Self:
-        """Return one with all of the paper's values, its accumulator's start of 0.1 included.
+        """Return an optimizer with all of the paper's values, the initial accumulator value of 0.1 included.
 
         Args:
             params: parameters or parameter groups.
             lr: the learning rate.
             relative: Clippy's bound on a weight's change relative to itself.
             absolute: Clippy's bound in units of the weight.
-            initial_accumulator_value: the accumulator's start.
-            nonfinite: what happens when a gradient is NaN or infinite; by default the step is skipped.
+            initial_accumulator_value: the accumulator's initial value.
+            nonfinite: what to do when a gradient is NaN or infinite; by default the step is skipped.
 
         Raises:
             ValueError: if an option is out of range, naming it and the value.
@@ -201,24 +202,24 @@ class ClippyAdagrad(Adagrad):
         weight_decay: float = 0.0,
         nonfinite: NonFinite | str = NonFinite.SKIP_STEP,
     ) -> Self:
-        """Return one with the semantics and defaults of TensorFlow Recommenders, step for step.
+        """Return an optimizer that follows TensorFlow Recommenders (TFRS) step for step, with its defaults.
 
-        It differs from the paper: the accumulator follows the step, epsilon stands inside the root, and the
-        default bounds are so tight that a wide layer hardly moves (a factor near 1e-5 for a 512 x 512 layer).
+        TFRS differs from the paper: the accumulator is updated after the step, epsilon is inside the root, and the
+        default bounds are so tight that a wide layer hardly changes (a factor near 1e-5 for a 512 x 512 layer).
 
         Args:
             params: parameters or parameter groups.
-            lr: the learning rate; the reference holds it in float32.
-            relative: ``variable_relative_threshold`` there.
-            absolute: ``absolute_threshold`` there.
-            accumulator_relative: ``accumulator_relative_threshold`` there.
-            initial_accumulator_value: the accumulator's start.
-            eps: ``epsilon`` there, likewise held in float32: give ``float(numpy.float32(1e-7))`` to follow it to the
+            lr: the learning rate; TFRS holds it in float32.
+            relative: ``variable_relative_threshold`` in TFRS.
+            absolute: ``absolute_threshold`` in TFRS.
+            accumulator_relative: ``accumulator_relative_threshold`` in TFRS.
+            initial_accumulator_value: the accumulator's initial value.
+            eps: ``epsilon`` in TFRS, held in float32 too: pass ``float(numpy.float32(1e-7))`` for equal results to the
                 last digit with float64 weights.
-            accumulate: ``"before"`` is ``use_standard_accumulator_update=True`` there, ``"after_clipped"`` is
+            accumulate: ``"before"`` is ``use_standard_accumulator_update=True`` in TFRS, ``"after_clipped"`` is
                 ``clip_accumulator_update=True``.
             weight_decay: decoupled, outside the bound.
-            nonfinite: ``"propagate"`` is what happens there.
+            nonfinite: TFRS behaves as ``"propagate"``.
 
         Raises:
             ValueError: if an option is out of range, naming it and the value.

@@ -1,9 +1,9 @@
-"""One step of eq. (5) with Adagrad's direction, in torch's own operations: any rule, any device, no host wait.
+"""One step of eq. (5) with Adagrad's direction, by torch's operations: any rule, any device, no wait for the device.
 
-A step has two halves. ``measure`` takes the direction and what the rule wants to know; then, when every factor is
-known, ``apply`` steppers the weights. Large tensors on the CPU go through both halves tile by tile, so that
-intermediate results stay in the cache; what would have to be kept between the halves is computed again. Small
-tensors are gathered into one, so that hundreds of them do not cost hundreds of times a dozen launches.
+A step has two halves. ``measure`` computes the direction and the rule's measure; when every factor is known, ``apply``
+updates the weights. Large tensors on the CPU go through both halves tile by tile, so that intermediate results stay in
+the cache; the second half computes the update again instead of keeping it. Small tensors are gathered into one vector,
+so that hundreds of them need a dozen operations, not a dozen each.
 """
 
 from abc import ABC, abstractmethod
@@ -20,18 +20,18 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from surefoot.optim.sparse import by_row
 from surefoot.rules import Reduce, Rule, Scope, wide
 
-_TILE = 1 << 21  # numbers: the best of 2^14 to 2^24 on two cores; below, waking threads costs more than the cache saves
-_KEPT = 1 << 20  # numbers: of tensors up to this size the update is kept between the halves
-_SMALL = 1 << 14  # numbers: tensors up to this size are gathered
-_FEW = 8  # fewer small tensors than this are not worth gathering
+_TILE = 1 << 21  # elements: the fastest of 2^14 to 2^24 on two cores; in smaller tiles waking threads costs too much
+_KEPT = 1 << 20  # elements: for tensors up to this size the update is kept between the halves
+_SMALL = 1 << 14  # elements: tensors up to this size are gathered
+_MIN_GATHERED = 8  # tensors: gathering fewer small ones does not pay
 
 
 class Accumulate(Enum):
-    """When the accumulator takes in the squared gradient, and which."""
+    """When a squared gradient is added to the accumulator."""
 
-    BEFORE = "before"  # before the direction is taken: the paper's algorithm 1, and torch.optim.Adagrad
+    BEFORE = "before"  # before the direction is computed: the paper's algorithm 1, and torch.optim.Adagrad
     AFTER = "after"  # after the step: the default of TensorFlow Recommenders
-    AFTER_CLIPPED = "after_clipped"  # after the step, and the clipped gradient sigma * g
+    AFTER_CLIPPED = "after_clipped"  # after the step, of the clipped gradient sigma * g
 
 
 class Epsilon(Enum):
@@ -43,7 +43,7 @@ class Epsilon(Enum):
 
 @dataclass(frozen=True)
 class Options:
-    """What a group's parameters share."""
+    """The options of a parameter group."""
 
     lr: float | Tensor
     rule: Rule
@@ -62,12 +62,12 @@ class Item(NamedTuple):
     grad: Tensor
     total: Tensor  # the accumulator, float32 or better
     options: Options
-    scale: Tensor | None  # what the gradient was multiplied by, 0-d
-    skip: Tensor | None  # 0-d bool: whether the gradient counts as 0
+    scale: Tensor | None  # GradScaler's, by which the gradient was multiplied, 0-d
+    skip: Tensor | None  # 0-d bool: whether the step leaves this parameter unchanged
 
 
 class _Piece(NamedTuple):
-    """Views of a part of one parameter, or gathered numbers of several."""
+    """A part of one parameter, as views; or several parameters, gathered into one vector."""
 
     weight: Tensor
     grad: Tensor
@@ -75,7 +75,7 @@ class _Piece(NamedTuple):
 
 
 class Stepper(ABC):
-    """What one or several parameters are about to do."""
+    """The step of one or several parameters, in two halves."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
@@ -84,33 +84,33 @@ class Stepper(ABC):
 
     @abstractmethod
     def measure(self) -> Tensor:
-        """Take the direction; return the rule's measure, its last dimension the parameters if they are several."""
+        """Compute the direction; return the rule's measure, with the parameters in the last dimension if several."""
 
     @abstractmethod
     def apply(self, factor: Tensor) -> None:
-        """Stepper the weights by the factor, shaped as the rule makes it of the measure."""
+        """Update the weights by the rule's factor for the measure."""
 
 
 def steppers(items: Sequence[Item]) -> list[Stepper]:
-    """Return the steppers of a step, small tensors of equal options together."""
+    """Return the steppers of all items; small tensors with equal options share one."""
     found: list[Stepper] = []
     small: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
         item = item._replace(grad=by_row(item.grad))
         if item.grad.is_sparse:
             found.append(_Rows(item))
-        elif _gathers(item):
+        elif _can_be_gathered(item):
             key = (item.options, item.param.dtype, item.grad.dtype, item.param.device, id(item.skip))
             small.setdefault(key, []).append(item)
         else:
             found.append(_Whole(item))
     for alike in small.values():
-        found += [_Gathered(alike)] if len(alike) >= _FEW else [_Whole(item) for item in alike]
+        found += [_Gathered(alike)] if len(alike) >= _MIN_GATHERED else [_Whole(item) for item in alike]
     return found
 
 
-def _gathers(item: Item) -> bool:
-    """Whether a dense parameter goes with others: torch copies no list into tensors that hold the negative."""
+def _can_be_gathered(item: Item) -> bool:
+    """Whether a dense parameter can be gathered; torch's foreach copy cannot write to tensors with the negative bit."""
     return item.options.rule.scope is not Scope.UNIT and item.param.numel() <= _SMALL and not item.param.is_neg()
 
 
@@ -155,16 +155,16 @@ class _Whole(Stepper):
                 update = _direction(_prepare(piece, item), piece.total, item.options, scratch)
             _apply(piece, item, update, sigma)
         for kept, changed in ((item.param, self.whole.weight), (item.total, self.whole.total)):
-            if kept is not changed:  # it was not contiguous
+            if kept is not changed:  # the tensor was not contiguous
                 kept.copy_(changed)
 
     def _scratch(self) -> Tensor:
-        """Return room for one tile's update: fresh memory for each would cost more than the arithmetic."""
+        """Return memory for one tile's update: new memory for each tile would cost more than the arithmetic."""
         return torch.empty_like(self.pieces[0].total)
 
 
 class _Rows(Stepper):
-    """The touched rows of one parameter, whose gradient is as ``by_row`` returns it."""
+    """The touched rows of one parameter; its gradient comes from ``by_row``."""
 
     def __init__(self, item: Item) -> None:
         grad = item.grad
@@ -187,7 +187,7 @@ class _Rows(Stepper):
 
 
 class _Gathered(Stepper):
-    """Many small dense parameters of equal options as one vector."""
+    """Many small dense parameters with equal options, as one vector."""
 
     def measure(self) -> Tensor:
         first = self.items[0]
@@ -220,7 +220,7 @@ class _Gathered(Stepper):
 
 
 def _tiles(whole: _Piece, units: int) -> Iterator[_Piece]:
-    """Yield views of a parameter part by part, units and what is in them flattened into a dimension each."""
+    """Yield a parameter tile by tile, as views, with units flattened into one dimension and their elements into one."""
     shape = whole.weight.shape
     flat = [x.view(prod(shape[:units]), prod(shape[units:])) if units else x.view(-1) for x in whole]
     rows = len(flat[0])
@@ -230,7 +230,7 @@ def _tiles(whole: _Piece, units: int) -> Iterator[_Piece]:
 
 
 def _measure(piece: _Piece, item: Item, units: int, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the rule's measure of a piece and its update, in ``scratch`` if given; accumulate first if so ordered."""
+    """Return a piece's measure and its update, in ``scratch`` if given; under ``BEFORE`` accumulate first."""
     grad = _prepare(piece, item)
     if item.options.accumulate is Accumulate.BEFORE:
         piece.total.addcmul_(grad, grad)
@@ -239,20 +239,20 @@ def _measure(piece: _Piece, item: Item, units: int, scratch: Tensor | None = Non
 
 
 def _apply(piece: _Piece, item: Item, update: Tensor, sigma: Tensor) -> None:
-    """Decay the weights and move them by lr * sigma * update; accumulate if that comes last."""
+    """Decay the weights and subtract lr * sigma * update; accumulate now unless that was done before."""
     if item.options.accumulate is Accumulate.AFTER:
         grad = _prepare(piece, item)
         piece.total.addcmul_(grad, grad)
     elif item.options.accumulate is Accumulate.AFTER_CLIPPED:
         piece.total.add_((sigma * _prepare(piece, item)).square_())
     weight = _decayed(piece.weight, item)
-    moved = torch.addcmul(weight, update, sigma * item.options.lr, value=-1, out=weight)  # weight: ours, or in place
+    moved = torch.addcmul(weight, update, sigma * item.options.lr, value=-1, out=weight)  # a copy, or in place
     if weight is not piece.weight:
         piece.weight.copy_(moved)
 
 
 def _prepare(piece: _Piece, item: Item) -> Tensor:
-    """Return the gradient in the accumulator's type, unscaled, with its sign, 0 where it is skipped."""
+    """Return the gradient in the accumulator's type, unscaled, negated to maximize, and 0 if the step is skipped."""
     grad = piece.grad.to(piece.total.dtype)
     if item.scale is not None:
         grad = grad / item.scale
@@ -264,7 +264,7 @@ def _prepare(piece: _Piece, item: Item) -> Tensor:
 
 
 def _direction(grad: Tensor, total: Tensor, options: Options, scratch: Tensor | None = None) -> Tensor:
-    """Return r of eq. (5), in ``scratch`` or a new tensor; 0 where no gradient has ever been."""
+    """Return r of eq. (5), in ``scratch`` or a new tensor; 0 where the gradient has always been 0."""
     room = torch.empty_like(total) if scratch is None else scratch[: len(total)]
     if options.epsilon is Epsilon.INSIDE:
         denominator = torch.add(total, options.eps, out=room).sqrt_()
@@ -272,15 +272,13 @@ def _direction(grad: Tensor, total: Tensor, options: Options, scratch: Tensor | 
         denominator = torch.sqrt(total, out=room)
         if options.eps:
             denominator.add_(options.eps)
-    if (
-        not options.eps and not options.initial_accumulator_value
-    ):  # what squares to 0 is below the root of the smallest normal number
+    if not options.eps and not options.initial_accumulator_value:  # below the bound, a gradient's square is 0
         denominator.clamp_(min=torch.finfo(total.dtype).tiny ** 0.5)
     return torch.div(grad, denominator, out=denominator)
 
 
 def _decayed(weight: Tensor, item: Item) -> Tensor:
-    """Return the weights after decoupled decay, in float32 or better: themselves if there is nothing to do."""
+    """Return the weights after decoupled decay, in float32 or better; the same tensor if nothing changes."""
     weight = wide(weight)
     if not item.options.weight_decay:
         return weight

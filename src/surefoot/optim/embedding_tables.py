@@ -1,22 +1,22 @@
-"""Which parameters are embedding tables: those are trained apart, and the paper leaves them unclipped."""
+"""Which parameters are embedding tables: they get their own learning rate, and the paper does not clip them."""
 
 import re
 from typing import NamedTuple
 
 from torch import nn
 
-_TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name: nobody has to import torchrec
+_TABLES_OF_TORCHREC = re.compile("(Fused|Sharded|)Embedding(Bag)?Collection")  # by name, without importing torchrec
 
 
 class SplitParameters(NamedTuple):
-    """A model's parameters by name, told apart."""
+    """A model's parameters by name: dense layers and embedding tables."""
 
     dense: dict[str, nn.Parameter]
     embedding: dict[str, nn.Parameter]
 
 
 def split_parameters(model: nn.Module) -> SplitParameters:
-    """Tell embedding tables from all other parameters: the paper clips only the others."""
+    """Separate the embedding tables from all other parameters; the paper clips only the others."""
     tables = embedding_tables(model)
     named = dict(model.named_parameters())
     return SplitParameters(
@@ -26,7 +26,7 @@ def split_parameters(model: nn.Module) -> SplitParameters:
 
 
 def embedding_tables(model: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters of the model's embedding tables, told by the class of the module that owns them.
+    """Return the parameters of the model's embedding tables, recognised by their module's class.
 
     >>> embedding_tables(nn.Linear(2, 1))
     set()

@@ -1,4 +1,4 @@
-"""Operations of the user's own on any layer's gradient, between the backward pass and the step."""
+"""The user's own functions on the gradients of named layers, between the backward pass and the step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class _Operation(NamedTuple):
 
 
 class GradientOperations:
-    """The handle of attached operations, as ``gradient_operations`` returns it."""
+    """The handle that ``gradient_operations`` returns."""
 
     def __init__(self, optimizer: Optimizer, operations: Sequence[_Operation], probe: Probe | None) -> None:
         self._operations = tuple(operations)
@@ -32,7 +32,7 @@ class GradientOperations:
 
     @property
     def patterns(self) -> dict[str, NamePattern]:
-        """The pattern whose function each named parameter gets."""
+        """The pattern that applies to each parameter, by the parameter's name."""
         return {operation.name: operation.pattern for operation in self._operations}
 
     def remove(self) -> None:
@@ -48,7 +48,7 @@ class GradientOperations:
             return None
 
         def with_operations() -> Any:
-            loss = closure()  # the gradient comes into being here, inside the step
+            loss = closure()  # the closure computes the gradient, inside the step
             self._apply(optimizer)
             return loss
 
@@ -83,18 +83,19 @@ def gradient_operations(
     The functions run when ``optimizer.step`` is called, not in the backward pass, hence
 
     * once for each step, on the gradient that the optimizer is about to use: with gradient accumulation on the sum,
-      under DDP on what has been reduced over the processes;
-    * under ``torch.amp.GradScaler`` on the unscaled gradient, with optimizers that unscale by themselves too. A step
-      that the scaler skips calls no function; an optimizer that skips it itself calls them, on what is not finite;
+      under DDP on the gradient reduced over all processes;
+    * under ``torch.amp.GradScaler`` on the unscaled gradient, also with optimizers that unscale by themselves. If the
+      scaler skips a step, no function is called; if the optimizer itself skips it, the functions are called, with
+      gradients that are not finite;
     * with a closure after each of its evaluations.
 
-    The result stands in ``p.grad`` afterwards, as after ``clip_grad_norm_``; a second step without a new backward
-    pass operates on it again. Parameters without a gradient are left out. Sparse gradients reach the function as
-    they are, rows in duplicate and not summed; the result may be dense.
-    ``clip_updates`` and ``guard`` see the result, attached before or after; other step hooks if attached later.
+    ``p.grad`` holds the result afterwards, as after ``clip_grad_norm_``; a second step without a new backward pass
+    applies the function to the result again. Parameters without a gradient are left out. A sparse gradient is passed
+    uncoalesced, with duplicate rows; the result may be dense. ``clip_updates`` and ``guard`` use the result, in any
+    order of attaching; other step hooks do if they are registered later.
 
     Args:
-        optimizer: any torch optimizer. Attach to each of several optimizers those operations that concern it.
+        optimizer: any torch optimizer. Of several optimizers, attach to each the operations on its own parameters.
         operations: a function from a gradient to one of the same shape and type, by name pattern as in
             ``parameter_groups``: a glob or a compiled regular expression on the whole name. Where several match, the
             first one wins. The function runs without autograd and may write into its argument.
@@ -108,8 +109,8 @@ def gradient_operations(
     Raises:
         TypeError: if an argument is of the wrong kind or, at the step, a function returns no tensor.
         ValueError: if a pattern matches no parameter, naming the closest name; if it never wins because of those
-            before it; if the optimizer holds none of its parameters; at the step, if a result differs from the
-            gradient in shape, type or device, naming the layer.
+            before it; if the optimizer holds none of the matching parameters; at the step, if a result differs from
+            the gradient in shape, type or device, naming the layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -135,14 +136,14 @@ def gradient_operations(
             raise TypeError(f"operations has {function!r} for {pattern!r}; expected a function from tensor to tensor")
     optimizer, *more = unwrapped(optimizer, "optimizer")
     if more:
-        raise TypeError(f"optimizer combines {1 + len(more)}; expected a single one: attach to each of them")
+        raise TypeError(f"optimizer combines {1 + len(more)} optimizers; expected one: attach to each of them")
     return GradientOperations(optimizer, _resolve(optimizer, operations, model), probe)
 
 
 def _resolve(
     optimizer: Optimizer, operations: Mapping[NamePattern, GradientFunction], model: nn.Module
 ) -> list[_Operation]:
-    """Return what to do, in the model's order."""
+    """Return the operations in the order of the model's parameters."""
     params, patterns = named_parameters(model), list(operations)
     held = {param for group in optimizer.param_groups for param in group["params"]}
     resolved = [
@@ -155,7 +156,7 @@ def _resolve(
         if not any(operation.param in held for operation in mine):
             raise ValueError(
                 f"operations has the pattern {pattern!r}, but the optimizer does not hold {mine[0].name!r}; "
-                "expected the optimizer that moves it"
+                "expected the optimizer that updates it"
             )
     return [operation for operation in resolved if operation.param in held]
 

@@ -1,4 +1,4 @@
-"""Parameter groups by name: a rate, a weight decay, a rule for each layer, and embedding tables set apart."""
+"""Parameter groups by name: learning rate, weight decay and rule of each layer; tables in groups of their own."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NamePattern = str | re.Pattern[str]
 
 
 class NamedParameter(NamedTuple):
-    """A parameter and the names it goes by: more than one where it is tied."""
+    """A parameter and its names; a tied parameter has more than one."""
 
     param: nn.Parameter
     names: tuple[str, ...]
@@ -27,17 +27,17 @@ class NamedParameter(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """What the parameters of one name pattern get instead of the defaults.
+    """Options for the parameters that match a name pattern, in place of the defaults.
 
     Args:
         pattern: a glob such as ``"bottom.*.weight"``, or a compiled regular expression, matched against the whole
             name of the parameter; ``*`` crosses dots too.
-        lr_multiplier: multiplies the rate that the parameter would have, depth included.
-        weight_decay: replaces the default; None leaves it.
-        rule: replaces the default; None leaves it.
+        lr_multiplier: multiplies the parameter's learning rate, after the depth decay.
+        weight_decay: replaces the default; None keeps it.
+        rule: replaces the default; None keeps it.
 
     Raises:
-        TypeError: if the pattern is neither a string nor a compiled regular expression, or the rule is no rule.
+        TypeError: if the pattern is neither a string nor a compiled regular expression, or ``rule`` is not a rule.
         ValueError: if the multiplier or the weight decay is negative or not finite.
 
     >>> GroupSpec("heads.*", lr_multiplier=0.1)
@@ -60,25 +60,25 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one parameter got, and why."""
+    """The options of one parameter, and the patterns that match it."""
 
     name: str
     param: nn.Parameter = field(repr=False, compare=False)
     embedding: bool
     options: dict[str, Any]  # lr and, where set, weight_decay, rule and initial_accumulator_value
     layers_above: int  # the power of the depth decay
-    patterns: tuple[NamePattern, ...]  # that match the name, the one that won first
+    patterns: tuple[NamePattern, ...]  # that match the name; the first one applies
 
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """A model's trainable parameters in groups. ``print`` shows a table of what went where.
+    """A model's trainable parameters in groups. ``print`` shows them as a table.
 
-    ``dense``, ``embedding`` and ``all`` are made anew each time: an optimizer writes its defaults into them.
+    ``dense``, ``embedding`` and ``all`` return new dicts each time, since an optimizer writes its defaults into them.
 
     Args:
         assignments: one for each trainable parameter, in the model's order.
-        frozen: names of the parameters left out, which require no gradient.
+        frozen: names of the parameters that require no gradient; they are in no group.
     """
 
     assignments: tuple[Assignment, ...]
@@ -86,7 +86,7 @@ class ParameterGroups:
 
     @property
     def dense(self) -> list[dict[str, Any]]:
-        """Groups of all that is no embedding table, for any torch optimizer."""
+        """Groups of all parameters but the embedding tables, for any torch optimizer."""
         return self._groups(embedding=False)
 
     @property
@@ -96,17 +96,17 @@ class ParameterGroups:
 
     @property
     def all(self) -> list[dict[str, Any]]:
-        """Both, the dense ones first, for one optimizer that reads a group's ``rule``: ``surefoot.Adagrad``."""
+        """All groups, the dense ones first, for one optimizer that reads a group's ``rule``: ``surefoot.Adagrad``."""
         return self.dense + self.embedding
 
     @property
     def unmatched(self) -> tuple[str, ...]:
-        """Names that no pattern matches: they have the defaults."""
+        """Names that no pattern matches: these parameters have the default options."""
         return tuple(a.name for a in self.assignments if not a.patterns)
 
     @property
     def doubly_matched(self) -> dict[str, tuple[NamePattern, ...]]:
-        """Names that several patterns match, and which; the first one won."""
+        """Names that several patterns match, with these patterns; the first one applies."""
         return {a.name: a.patterns for a in self.assignments if len(a.patterns) > 1}
 
     def _groups(self, *, embedding: bool) -> list[dict[str, Any]]:
@@ -142,47 +142,47 @@ def parameter_groups(
     depth_decay: float | None = None,
     layers: Sequence[NamePattern] | None = None,
 ) -> ParameterGroups:
-    r"""Sort a model's parameters into groups by name, embedding tables apart.
+    r"""Sort a model's parameters into groups by name, with the embedding tables in groups of their own.
 
-    The rate of a parameter in layer k of n, counted from the bottom, is
+    The learning rate of a parameter in layer k of n, counted from the bottom, is
 
     .. math:: lr \cdot depth\_decay^{\,n-1-k} \cdot lr\_multiplier
 
-    The groups go into ``surefoot.Adagrad``, ``surefoot.ClippyAdagrad`` and every torch optimizer. A group's own rate
-    wins over the rate that the optimizer is given. Where an option is None the groups do not have it, and the
-    optimizer's own default holds. Group dicts hold ``params``, ``param_names``, ``lr`` and, where set,
-    ``weight_decay``, ``rule`` and ``initial_accumulator_value``; torch's own optimizers read neither of the last two
-    (``torch.optim.Adagrad`` takes the start as an argument of its own, for all groups).
+    The groups work in ``surefoot.Adagrad``, ``surefoot.ClippyAdagrad`` and every torch optimizer. The learning rate of
+    a group overrides the optimizer's. An option that is None is not set in the groups, and the optimizer's default
+    applies. Group dicts hold ``params``, ``param_names``, ``lr`` and, if set, ``weight_decay``, ``rule`` and
+    ``initial_accumulator_value``; torch's own optimizers ignore the last two (``torch.optim.Adagrad`` takes the initial
+    value as an argument, for all groups).
 
     Embedding tables (``nn.Embedding``, ``nn.EmbeddingBag``, TorchRec's ``EmbeddingBagCollection`` and
-    ``EmbeddingCollection``, with sparse or dense gradients, also as the members of a ``ModuleDict``) are told by their
-    module's class, others by ``tables``. They get groups of their own, for an optimizer of their own or, with an
-    ``embedding_rule``, for the one that steps the rest too. They get neither ``weight_decay``, ``rule`` nor, by
-    default, ``depth_decay``: only an override that matches them sets these. Tables that FBGEMM or TorchRec updates
-    inside the backward pass never show a gradient: no optimizer that these groups go into moves them.
+    ``EmbeddingCollection``, with sparse or dense gradients, also as members of a ``ModuleDict``) are recognised by
+    their module's class, others by ``tables``. They get groups of their own: for a separate optimizer or, with an
+    ``embedding_rule``, for the same one. Only an override sets a ``weight_decay`` or another rule for tables, and
+    ``depth_decay`` applies to them only if ``layers`` names them. Tables that FBGEMM or TorchRec updates inside the
+    backward pass have no gradient, so an optimizer with these groups does not change them.
 
     A tied parameter appears once, under the first of its names; a pattern may match any of them. It is an embedding
-    table if any module that owns it is one. Parameters that require no gradient are left out and listed as frozen.
+    table if any of its modules is one. Parameters that require no gradient are left out and listed as frozen.
     Names are those of ``model.named_parameters()``: wrappers such as DDP put a prefix before them.
 
     Args:
-        model: the model, after whatever replaces its parameters (``to_empty``).
-        lr: the rate of the top layer's parameters, a float or a tensor of one element; each group gets a 0-d copy.
-        embedding_lr: the rate of the embedding tables; None is ``lr``.
+        model: the model, after any call that replaces its parameters (``to_empty``).
+        lr: the learning rate of the top layer, a float or a tensor of one element; each group gets a 0-d copy.
+        embedding_lr: the learning rate of the embedding tables; None is ``lr``.
         embedding_rule: of the embedding tables: ``NoClip()`` leaves them unclipped in an optimizer that clips.
-        embedding_initial_accumulator_value: what their Adagrad starts from.
-        tables: name patterns of further embedding tables, such as bare parameters that are looked up in.
+        embedding_initial_accumulator_value: the initial accumulator value of the embedding tables.
+        tables: name patterns of further embedding tables, such as plain parameters that are used for lookups.
         weight_decay: of the dense parameters.
         rule: of the dense parameters, for optimizers that read it.
-        overrides: by name pattern; the first that matches a parameter wins and the others are reported.
-        depth_decay: above 0 and at most 1: what each layer's rate is of that of the layer above.
-        layers: name patterns, one for each layer, the bottom first; the first match wins, and parameters that none
-            matches keep the full rate. None takes every module that owns dense parameters, frozen or not, as a
-            layer, in the order of registration, a parent before its children. Parallel branches, such as experts
-            and heads, have no depth order of their own: name the layers of such models.
+        overrides: options by name pattern; the first pattern that matches applies, ``print`` lists the others.
+        depth_decay: each layer's learning rate divided by that of the layer above; above 0 and at most 1.
+        layers: name patterns, one for each layer, the bottom first; the first match applies, and parameters without a
+            match keep the full rate. With None, every module that owns dense parameters, frozen or not, is a layer,
+            in the order of registration, a parent before its children. Parallel branches, such as experts and heads,
+            have no depth order of their own: give ``layers`` for such models.
 
     Returns:
-        The groups, and the report of which parameter went where.
+        The groups, with the options and the patterns of each parameter.
 
     Raises:
         TypeError: if an argument is of the wrong kind; for a rule it says which object to pass; if parameters are
@@ -266,7 +266,7 @@ def match_names(
 
     Raises:
         TypeError: if a pattern is neither a string nor a compiled regular expression.
-        ValueError: if a pattern of ``argument`` wins no parameter.
+        ValueError: if a pattern matches no parameter, or earlier patterns match all of its parameters too.
 
     >>> match_names("overrides", ["a.*", "*.bias"], named_parameters(nn.ModuleDict({"a": nn.Linear(1, 1)})))
     Traceback (most recent call last):
@@ -312,7 +312,7 @@ def _show(pattern: NamePattern) -> str:
 def _layers_above(
     params: Sequence[NamedParameter], tables: set[nn.Parameter], layers: Sequence[NamePattern] | None
 ) -> dict[nn.Parameter, int]:
-    """Return how many layers stand above each parameter's."""
+    """Return how many layers are above the layer of each parameter."""
     if layers is not None:
         matched = match_names("layers", layers, params)
         return {named.param: len(layers) - 1 - found[0] for named, found in zip(params, matched, strict=True) if found}
@@ -322,7 +322,7 @@ def _layers_above(
 
 
 def _group(part: list[Assignment]) -> dict[str, Any]:
-    # names beside the parameters, not in tuples with them: optimizers that know nothing of names take these too
+    # names in a list of their own: not every optimizer accepts (name, parameter) pairs
     group = {"params": [a.param for a in part], "param_names": [a.name for a in part], **part[0].options}
     if isinstance(group["lr"], Tensor):
         group["lr"] = group["lr"].reshape(()).clone()  # a scheduler may write into it

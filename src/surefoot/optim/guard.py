@@ -13,20 +13,20 @@ from surefoot.optim.unwrap import unwrapped
 
 
 def guard(*optimizers: Optimizer) -> "Guard":
-    """Make optimizers skip together when a gradient of any of them is NaN or infinite.
+    """Make optimizers skip a step together when a gradient of any of them is NaN or infinite.
 
-    Without it an optimizer whose gradients are finite steps while the other skips: embeddings, for example, learn
-    from a batch that the dense layers refused. The decision is taken at the first optimizer's step, from the
-    gradients of all, and holds for each of the others until there are new gradients: one of them may miss its step,
-    as under GradScaler, or step less often. Nothing else that is attached, before or after, changes the decision.
+    Without a guard, an optimizer with finite gradients steps while the other skips: for example, embeddings learn from
+    a batch that the dense layers skip. The first optimizer to step decides, from the gradients of all. The decision
+    holds for the others until there are new gradients: an optimizer may miss its step, as under GradScaler, or step
+    less often. Other hooks do not change the decision, whatever the order of attaching them.
 
-    Optimizers that take a ``found_inf`` (surefoot's, and torch's fused Adam, AdamW and Adagrad) skip without a wait
-    for the device; from the others the gradients are hidden during the step, which takes one wait on an accelerator.
-    ``p.grad`` is afterwards as it was, also after a step that raised.
+    Optimizers that read ``found_inf`` (surefoot's, and torch's fused Adam, AdamW and Adagrad) skip without waiting for
+    the device. For the others, ``p.grad`` is None during a skipped step, and every step waits once for an accelerator.
+    ``p.grad`` is restored afterwards, also if the step raises.
 
-    With a closure the decision is taken from the gradients that the closure leaves. Zero gradients after the last
-    optimizer has stepped: GradScaler does not call an optimizer whose gradients are infinite, and the others can only
-    see this while those gradients are there. A policy of an optimizer's own stays in force: ``"raise"`` raises.
+    With a closure, the decision uses the gradients that the closure computes. Call ``zero_grad`` only after the last
+    optimizer has stepped: GradScaler does not call an optimizer whose gradients are infinite, and the others need to
+    see these gradients. An optimizer's own ``nonfinite="raise"`` still raises.
 
     Args:
         optimizers: two or more, in any order.
@@ -51,7 +51,7 @@ def guard(*optimizers: Optimizer) -> "Guard":
 
 
 class Guard(Part):
-    """What ``guard`` returns: the count of the steps skipped together, and the way back."""
+    """The handle that ``guard`` returns: the number of steps skipped together, and ``remove()``."""
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
@@ -59,8 +59,8 @@ class Guard(Part):
             if isinstance(optimizer, LBFGS):
                 raise TypeError("optimizers has LBFGS, whose line search steps many times in one step; expected others")
         self._decision: Flag = False
-        self._served: set[Optimizer] = set()  # those that have stepped under the present decision
-        self._seen: dict[Optimizer, _KnownGradients] = {}  # what the decision was taken from
+        self._stepped: set[Optimizer] = set()  # those that have stepped under the present decision
+        self._seen: dict[Optimizer, _KnownGradients] = {}  # the gradients that the decision was based on
         names = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers)
         self._skips = nonfinite.Skips(f"guard of {names}")
         for optimizer in self._optimizers:
@@ -68,7 +68,7 @@ class Guard(Part):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps the optimizers skipped together; on an accelerator, asking waits for it."""
+        """The number of steps that the optimizers skipped together; reading it waits for the device."""
         return self._skips.total()
 
     def remove(self) -> None:
@@ -77,48 +77,48 @@ class Guard(Part):
             around(optimizer).discard(self)
 
     def verdict(self, around: Around) -> Flag:
-        """Return the decision that the optimizer's gradients belong to; take it if they are new."""
+        """Return the decision for the optimizer's gradients; decide now if they are new."""
         optimizer, seen = around.optimizer, self._seen.get(around.optimizer)
         if seen is None or self._has_new_gradients(optimizer):
             self._decide(around)
         elif not seen.rewritten():
             around.flags[optimizer] = seen.bad
-        else:  # unscaled or clipped since, say: the same gradients still, with other numbers
+        else:  # the same gradients with other values: for example, they were unscaled or clipped since
             self._add(around, around.bad(optimizer))
-        self._served.add(optimizer)
+        self._stepped.add(optimizer)
         return self._decision
 
     def end(self, around: Around) -> None:
-        """Tell of the first step that was skipped."""
-        self._skips.tell_once()
+        """Warn of the first skipped step."""
+        self._skips.warn_once()
 
     def _has_new_gradients(self, optimizer: Optimizer) -> bool:
         """Return whether there was a backward pass since the decision.
 
-        An optimizer that misses its step, because GradScaler leaves it out or because it steps less often, does not
-        count the steps for us; nor need the gradients of one that has stepped still be there. So: the optimizer that
-        steps now has stepped already, or has other gradient tensors than before; or other numbers are in them, and
-        in those of one that has stepped too (in its own alone when they are unscaled or clipped between two steps).
+        Counting steps is not enough: an optimizer may miss its step, because GradScaler leaves it out or because it
+        steps less often, and the gradients of one that has stepped may be gone. There was a backward pass if the
+        optimizer that steps now has stepped already, or has other gradient tensors than before; or if its gradients
+        and those of an optimizer that has stepped have new values. (If only its own do, they were unscaled or clipped.)
         """
         seen = self._seen[optimizer]
-        if optimizer in self._served or seen.replaced():
+        if optimizer in self._stepped or seen.replaced():
             return True
-        return seen.rewritten() and any(self._seen[each].rewritten() for each in self._served)
+        return seen.rewritten() and any(self._seen[each].rewritten() for each in self._stepped)
 
     def _decide(self, around: Around) -> None:
-        self._decision, self._served, self._seen = False, set(), {}
+        self._decision, self._stepped, self._seen = False, set(), {}
         for optimizer in self._optimizers:
             self._seen[optimizer] = _KnownGradients.of(optimizer, bad := around.bad(optimizer))
             self._add(around, bad)
 
     def _add(self, around: Around, bad: Flag) -> None:
-        alone = len(self._optimizers) == 1  # then a step that GradScaler skips is its own
+        alone = len(self._optimizers) == 1  # then GradScaler's own skip is not counted here
         self._skips.add(but_not(bad, either(self._decision, around.scaler_skips() if alone else False)))
         self._decision = either(self._decision, bad)
 
 
 class _KnownGradients(NamedTuple):
-    """The gradients that an optimizer had at one time, without keeping them."""
+    """The gradients of an optimizer at one time, as weak references."""
 
     optimizer: Optimizer
     grads: dict[Tensor, tuple[TensorWeakRef, int]]
@@ -129,11 +129,11 @@ class _KnownGradients(NamedTuple):
         return cls(optimizer, {p: (TensorWeakRef(grad), _version(grad)) for p, grad in held(optimizer)}, bad)
 
     def replaced(self) -> bool:
-        """Return whether a parameter has a gradient now that is another tensor."""
+        """Return whether any gradient is another tensor now."""
         return any(p not in self.grads or self.grads[p][0]() is not grad for p, grad in held(self.optimizer))
 
     def rewritten(self) -> bool:
-        """Return whether a parameter has a gradient now that is another tensor, or one written into since."""
+        """Return whether any gradient is another tensor now, or has been written to."""
         return self.replaced() or any(self.grads[p][1] != _version(grad) for p, grad in held(self.optimizer))
 
 

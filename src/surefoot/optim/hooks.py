@@ -1,18 +1,18 @@
-"""All that surefoot puts around one optimizer's step, in one order whatever the order in which it was attached.
+"""Runs everything that surefoot does around an optimizer's step, in one order, whatever the order of attaching it.
 
-torch calls the hooks of a step in the order of their registration, and none of them after a step that raised. So
-``clip_updates``, ``guard`` and recovery do not register hooks of their own: they are parts of one ``Around`` for each
-optimizer, which runs last before the step and first after it. A step then goes
+torch calls the hooks of a step in the order of their registration, and calls none after a step that raised. So
+``clip_updates``, ``guard`` and recovery register no hooks of their own: they are parts of one ``Around`` for each
+optimizer, which runs last before the step and first after it. The order of a step:
 
-1. ``begin``: weights are remembered;
+1. ``begin``: weights are copied;
 2. the closure, if there is one;
-3. ``verdict``: every part says from the gradients whether the step is to be skipped, and one of them is enough;
-4. what is to be skipped is hidden from the optimizer, or its ``found_inf`` is set;
-5. ``look``: what is measured before the weights move;
+3. ``verdict``: every part decides from the gradients whether to skip the step; one yes is enough;
+4. if the step is skipped, gradients are hidden from the optimizer, or its ``found_inf`` is set;
+5. ``before_update``: parts measure what they need before the weights change;
 6. the optimizer's own step;
-7. ``end``: factors are applied; then gradients, ``found_inf`` and all else are as they were.
+7. ``end``: factors are applied; then gradients and ``found_inf`` are restored.
 
-The optimizer's ``step`` is wrapped, as schedulers wrap it, so that what was hidden comes back after an exception too.
+The optimizer's ``step`` is wrapped, as schedulers wrap it, so that gradients are restored after an exception too.
 """
 
 import functools
@@ -30,32 +30,32 @@ from surefoot.optim.adagrad import Adagrad
 from surefoot.optim.nonfinite import NonFinite, any_of, not_finite, readable
 
 Flag = bool | Tensor
-"""Yes or no: a bool, or a 0-d bool tensor where reading it would make the host wait for the device."""
+"""Yes or no: a bool, or a 0-d bool tensor if reading it would wait for the device."""
 
-_HONOUR_FOUND_INF = (Adam, AdamW, TorchAdagrad)  # if fused; fused SGD corrupts its momentum if the first is skipped
+_READ_FOUND_INF = (Adam, AdamW, TorchAdagrad)  # if fused; not SGD, whose momentum a skipped first step corrupts
 
 
 class Part:
-    """Something that surefoot puts around the steps of one or several optimizers."""
+    """What one part of surefoot does around the steps of one or several optimizers."""
 
     def begin(self, around: "Around", has_closure: bool) -> None:
-        """Remember what is needed; with a closure the gradients are not there yet."""
+        """Keep what is needed from before the step; with a closure there are no gradients yet."""
 
     def verdict(self, around: "Around") -> Flag:
-        """Say from the gradients whether the step is to be skipped."""
+        """Return whether the gradients require skipping the step."""
         return False
 
-    def look(self, around: "Around") -> None:
-        """Measure before the weights move; gradients that are to be skipped are hidden."""
+    def before_update(self, around: "Around") -> None:
+        """Measure before the weights change; in a skipped step the gradients are hidden."""
 
     def end(self, around: "Around") -> None:
-        """Do what follows the optimizer's own step."""
+        """Act after the optimizer's own step."""
 
     def forget(self, around: "Around") -> None:
-        """Forget the step, at its end or after it raised."""
+        """Drop what was kept for the step, at its end or after it raised."""
 
     def raised(self, around: "Around") -> None:
-        """Put back what else was changed for the time of a step that has raised."""
+        """Undo any other temporary change after a step that raised."""
 
 
 class Around:
@@ -63,32 +63,32 @@ class Around:
 
     Attributes:
         optimizer: the optimizer.
-        parts: in the order in which they are asked.
-        theirs: in ``verdict``, the ``found_inf`` that GradScaler has set, if it has.
-        flags: in ``verdict``, what is known of optimizers' gradients: whether one is NaN or infinite.
+        parts: in the order in which they are called.
+        scaler_found_inf: in ``verdict``, the ``found_inf`` that GradScaler has set, if any.
+        flags: in ``verdict``, by optimizer, whether a gradient is NaN or infinite, as far as that is known.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.parts: list[Part] = []
-        self.theirs: Tensor | None = None
+        self.scaler_found_inf: Tensor | None = None
         self.flags: dict[Optimizer, Flag] = {}
         self._open = False  # between the hooks
         self._within = False  # inside the wrapped step
         self._hidden: list[tuple[Tensor, Tensor]] = []
-        self._found_inf: tuple[Tensor, Tensor | None] | None = None  # ours, and the one that was there
+        self._found_inf: tuple[Tensor, Tensor | None] | None = None  # ours, and GradScaler's
         self._first = optimizer.register_step_pre_hook(self._pre)
         self._last = optimizer.register_step_post_hook(self._post)
-        self._step_before = optimizer.__dict__.get("step")  # another's wrapper, a scheduler's for example
+        self._step_before = optimizer.__dict__.get("step")  # another wrapper, for example a scheduler's
         self._step = _wrapped(optimizer.step, self)
         optimizer.step = self._step  # pyright: ignore[reportAttributeAccessIssue]
 
     def add(self, part: Part, *, first: bool = False) -> None:
-        """Put a part around the step, from now on."""
+        """Add a part."""
         self.parts.insert(0 if first else len(self.parts), part)
 
     def discard(self, part: Part) -> None:
-        """Take a part off; with the last one the optimizer is as it was. A second call changes nothing."""
+        """Remove a part; without parts the optimizer is as it was before. A second call does nothing."""
         if part in self.parts:
             self.parts.remove(part)
             part.forget(self)
@@ -96,13 +96,13 @@ class Around:
             self.forget()
             self._first.remove()
             self._last.remove()
-            if self.optimizer.__dict__.get("step") is self._step:  # else somebody has wrapped ours
+            if self.optimizer.__dict__.get("step") is self._step:  # else another wrapper is around ours
                 del self.optimizer.step
                 if self._step_before is not None:
                     self.optimizer.step = self._step_before
 
     def bad(self, optimizer: Optimizer | None = None) -> Flag:
-        """Return whether a gradient of this or of another optimizer is NaN or infinite; looked at once a step."""
+        """Return whether a gradient of this or another optimizer is NaN or infinite; checked once a step."""
         optimizer = optimizer or self.optimizer
         if optimizer not in self.flags:
             grads = [grad for _, grad in held(optimizer)]
@@ -112,21 +112,21 @@ class Around:
 
     def scaler_skips(self) -> Flag:
         """Return whether GradScaler has told the optimizer to skip this step."""
-        return False if self.theirs is None else read(self.theirs.squeeze() > 0)
+        return False if self.scaler_found_inf is None else read(self.scaler_found_inf.squeeze() > 0)
 
     def hide(self, held: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Let the step see no gradient of these parameters."""
+        """Set the gradients of these parameters to None until the end of the step."""
         self._hidden += held
         hide(held)
 
-    # Around the step
+    # Hooks
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]: as Adagrad.step
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._within and self._open:  # a step within a step: this one is looked after already
+        if self._within and self._open:  # a nested call of step: already handled
             return None
-        self.forget()  # a step that raised, and that was called past the wrapper
+        self.forget()  # what is left of a step that raised and did not go through the wrapper
         closure = closure_of(args, kwargs)
         self._open = True
         for part in self.parts:
@@ -136,7 +136,7 @@ class Around:
             return None
 
         def decided() -> Any:
-            self._show()  # a closure may be called again
+            self._restore()  # the closure may be called several times
             loss = closure()
             with torch.no_grad():
                 self._decide()
@@ -147,7 +147,7 @@ class Around:
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._open:  # a step within a step: the inner one has ended already
+        if not self._open:  # a nested call of step: already ended
             return
         try:
             for part in reversed(self.parts):
@@ -156,36 +156,37 @@ class Around:
             self.forget()
 
     def _decide(self) -> None:
-        """Ask the parts, and let the optimizer skip the step if any of them says so."""
-        self.theirs, self.flags = getattr(self.optimizer, "found_inf", None), {}
+        """Ask all parts, and make the optimizer skip the step if any of them requires it."""
+        self.scaler_found_inf, self.flags = getattr(self.optimizer, "found_inf", None), {}
         skip: Flag = False
         for part in self.parts:
             skip = either(skip, part.verdict(self))
         if _raises(self.optimizer, skip) and bool(self.bad()):
-            skip = False  # it will raise, as asked for
+            skip = False  # the optimizer itself raises
         elif skip is not False:
-            self._count_its_own()
+            self._count_in_optimizer()
         self._skip(skip)
         for part in self.parts:
-            part.look(self)
+            part.before_update(self)
 
     def _skip(self, skip: Flag) -> None:
-        if self.theirs is not None and not takes_found_inf(self.optimizer):
+        scaler = self.scaler_found_inf
+        if scaler is not None and not takes_found_inf(self.optimizer):
             skip = either(skip, self.scaler_skips())
         if isinstance(skip, Tensor) and takes_found_inf(self.optimizer):
-            ours = skip.float() if self.theirs is None else self.theirs.maximum(skip.to(self.theirs.device).float())
-            self._found_inf = ours, self.theirs
+            ours = skip.float() if scaler is None else scaler.maximum(skip.to(scaler.device).float())
+            self._found_inf = ours, scaler
             self.optimizer.found_inf = ours  # pyright: ignore[reportAttributeAccessIssue]
-        elif bool(skip):  # the wait
+        elif bool(skip):  # waits for the device
             self.hide(held(self.optimizer))
 
-    def _count_its_own(self) -> None:
-        """Let surefoot's own optimizer count the step as it would without us."""
+    def _count_in_optimizer(self) -> None:
+        """Let surefoot's own optimizer count the skipped step as it does without these hooks."""
         if isinstance(self.optimizer, Adagrad) and self.optimizer._nonfinite is not NonFinite.PROPAGATE:
             self.optimizer._skips.add(but_not(self.bad(), self.scaler_skips()))
 
-    def _show(self) -> None:
-        """Give the gradients and ``found_inf`` back."""
+    def _restore(self) -> None:
+        """Restore the gradients and ``found_inf``."""
         give_back(self._hidden)
         if self._found_inf is not None and getattr(self.optimizer, "found_inf", None) is self._found_inf[0]:
             if self._found_inf[1] is None:
@@ -195,14 +196,14 @@ class Around:
         self._hidden, self._found_inf = [], None
 
     def forget(self) -> None:
-        """Give back what was hidden, and forget the step."""
-        self._show()
-        self.theirs, self.flags, self._open = None, {}, False
+        """Restore what was hidden, and drop what was kept for the step."""
+        self._restore()
+        self.scaler_found_inf, self.flags, self._open = None, {}, False
         for part in self.parts:
             part.forget(self)
 
     def _enter(self) -> None:
-        """Be the innermost of all hooks: others see gradients as they are, and may raise before anything is hidden."""
+        """Make our hooks the innermost ones: others get the real gradients, and may raise before any is hidden."""
         hooks = self.optimizer._optimizer_step_pre_hooks
         if next(reversed(hooks), None) != self._first.id and self._first.id in hooks:
             hooks[self._first.id] = hooks.pop(self._first.id)
@@ -221,12 +222,12 @@ class Around:
 
 
 def around(optimizer: Optimizer) -> Around:
-    """Return what is around an optimizer's step, made now if there is nothing yet."""
+    """Return the ``Around`` of an optimizer; create it if there is none."""
     return _present(optimizer) or Around(optimizer)
 
 
 def parts_of(optimizer: Optimizer) -> Sequence[Part]:
-    """Return what has been put around an optimizer's step."""
+    """Return the parts around an optimizer's step."""
     present = _present(optimizer)
     return () if present is None else present.parts
 
@@ -235,11 +236,11 @@ def takes_found_inf(optimizer: Optimizer) -> bool:
     """Return whether an optimizer skips a step, its first one too, when ``found_inf`` is set on it."""
     if isinstance(optimizer, Adagrad):
         return True
-    return isinstance(optimizer, _HONOUR_FOUND_INF) and all(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, _READ_FOUND_INF) and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def held(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
-    """Return the parameters that have a gradient, each with it."""
+    """Return the parameters that have a gradient, as pairs (parameter, gradient)."""
     return [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -269,7 +270,7 @@ def with_closure(
 
 
 def either(one: Flag, other: Flag) -> Flag:
-    """Return whether one of two flags is set, without a wait."""
+    """Return whether one of two flags is set, without waiting for the device."""
     if isinstance(one, bool):
         return other if not one else True
     if isinstance(other, bool):
@@ -278,14 +279,14 @@ def either(one: Flag, other: Flag) -> Flag:
 
 
 def but_not(one: Flag, other: Flag) -> Flag:
-    """Return whether the first of two flags is set and the second is not, without a wait."""
+    """Return whether the first of two flags is set and the second is not, without waiting for the device."""
     if isinstance(other, bool):
         return False if other else one
     return one and ~other if isinstance(one, bool) else one & ~other.to(one.device)
 
 
 def read(flag: Tensor) -> Flag:
-    """Return a flag as a bool where reading it costs no wait."""
+    """Return a flag as a bool if reading it does not wait for the device."""
     return bool(flag) if readable(flag) else flag
 
 
@@ -299,12 +300,12 @@ def _present(optimizer: Optimizer) -> Around | None:
 
 
 def _raises(optimizer: Optimizer, skip: Flag) -> bool:
-    """Whether the optimizer would raise rather than skip a step that somebody wants to be skipped."""
+    """Whether the optimizer raises, under ``NonFinite.RAISE``, instead of skipping a step that is to be skipped."""
     return skip is not False and isinstance(optimizer, Adagrad) and optimizer._nonfinite is NonFinite.RAISE
 
 
 def _wrapped(inner: Callable[..., Any], around: Around) -> MethodType:
-    """Wrap an optimizer's ``step`` so that one that raises leaves nothing behind."""
+    """Wrap an optimizer's ``step`` so that everything is restored if it raises."""
 
     @torch._disable_dynamo(recursive=False)  # pyright: ignore[reportPrivateImportUsage]
     @functools.wraps(getattr(inner, "__func__", inner))

@@ -1,8 +1,8 @@
 // Adagrad with Clippy (or none), and Clippy after any step, over many float32 tensors at once: kernel.py calls it.
 //
-// Every tensor is cut into chunks; threads share the chunks. The optimistic pass accumulates, measures Clippy's ratio
-// and already applies the whole update, so a layer that does not clip is read and written once. A layer whose ratio
-// turns out below 1 gets back (1 - sigma) of its update in a second pass. Without optimism the first pass only measures.
+// Every tensor is cut into chunks; threads share the chunks. The optimistic first pass accumulates, measures Clippy's
+// ratio and applies the whole update, so a layer that does not clip is read and written once. If the ratio is below 1,
+// a second pass takes back (1 - sigma) of the update. If not optimistic, the first pass only accumulates and measures.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -12,9 +12,9 @@
 namespace {
 constexpr int64_t kChunk = 32768;
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kTiny = 1.0842021724855044e-19f;  // the root of the smallest normal number: what squares to 0 is below it
+constexpr float kTiny = 1.0842021724855044e-19f;  // root of the smallest normal number: below, squares underflow
 
-// A single chunk needs no second thread: none is woken, and none is waited for in a forked process.
+// At most one thread for each chunk: a single chunk then wakes no thread, and a forked process waits for none.
 inline int team(int64_t chunks, int threads) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(chunks, threads)));
 }
@@ -60,7 +60,7 @@ int surefoot_nonfinite(int64_t tensors, const uint32_t* const* values, const int
   return bad;
 }
 
-// ratio[t] becomes min_i (relative |w_i| + absolute) / (lr |r_i|) of tensor t; inf if nothing moves; NaN if one is.
+// ratio[t] becomes min_i (relative |w_i| + absolute) / (lr |r_i|) of tensor t; inf without an update; NaN if one is NaN.
 int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float* const* grads, float* const* sums,
                             const int64_t* sizes, float* ratio, float lr, float relative, float absolute, float eps,
                             float decay, float sign, int optimistic, int threads) {
@@ -71,7 +71,7 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
 #pragma omp parallel num_threads(team(count, threads))
   {
 #pragma omp for schedule(static)
-    for (int64_t c = count - 1; c >= 0; --c) {  // backwards: the check read the last gradients last
+    for (int64_t c = count - 1; c >= 0; --c) {  // backwards: the finite check has left the last gradients in the cache
       float* __restrict w = weights[chunks[c].tensor];
       const float* __restrict g = grads[chunks[c].tensor];
       float* __restrict total = sums[chunks[c].tensor];
@@ -110,9 +110,9 @@ int surefoot_clippy_adagrad(int64_t tensors, float* const* weights, const float*
   return 0;
 }
 
-// Takes moves from olds to weights back where Clippy bounds them: w <- old + sigma (w - old) where sigma < 1.
-// ratio[t] becomes min_i (relative |old_i| + absolute) / |w_i - old_i| of tensor t; inf if nothing moved; NaN if one is.
-int surefoot_clip_moves(int64_t tensors, float* const* weights, const float* const* olds, const int64_t* sizes,
+// Scales changes of weights by Clippy's factor: w <- old + sigma (w - old) where sigma < 1.
+// ratio[t] becomes min_i (relative |old_i| + absolute) / |w_i - old_i| of tensor t; inf without a change; NaN if one is.
+int surefoot_clip_changes(int64_t tensors, float* const* weights, const float* const* olds, const int64_t* sizes,
                         float* ratio, float relative, float absolute, int threads) {
   const std::vector<Chunk> chunks = chunks_of(tensors, sizes);
   const int64_t count = static_cast<int64_t>(chunks.size());

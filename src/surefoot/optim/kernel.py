@@ -1,16 +1,17 @@
 """Adagrad with Clippy on the CPU in one pass over memory: compiled on first use by the machine's own C++ compiler.
 
-The kernel rounds the accumulator's product and sum together, every other operation alone. torch's own operations, which
-are the eager path, do so as the processor has it, so that accumulators may be one unit in the last place (ulp) apart,
-and take square roots that may be one more away. From equal states, the two paths' unclipped weights therefore differ by
-at most 8 ulp of the largest of |w| before, |w| after, and the step.
+The kernel rounds once for the accumulator's product and sum (fma), and once for every other operation. In torch's
+operations, the eager path, this depends on the processor: accumulators may differ by one unit in the last place (ulp),
+and their roots by one more. From equal states, the unclipped weights of the two paths therefore differ by at most 8 ulp
+of the largest of |w| before the step, |w| after it, and the step.
 
-A layer that clips is stepped whole and then stepped back by (1 - sigma) of its update. Beside measuring first, that
-differs by at most 6 ulp of M, the larger of |w| and the rate. Since |r| <= 1 when the accumulator leads, everything
-between lies below 2 M, and the roundings are at most 4 ulp of M (the step 1/2, w less the step 1, sigma - 1, its
-product with r and that with the rate 1/2 each, the result 1), and 2 of measuring first (the products 1/2 each, the
-result 1). A search over 5 million weights has found 4. Where Clippy's absolute bound is below a thousandth of the rate
-that could be seen, and the kernel measures first.
+The kernel applies the whole update while it measures; if the layer turns out to clip, it takes back (1 - sigma) of the
+update. The result differs from measuring first by at most 6 ulp of M, the larger of |w| and the learning rate: the
+accumulator holds the squared gradient already, so |r| <= 1, and every intermediate value is below 2 M. The roundings
+add up to at most 4 ulp of M (the step 1/2; w minus the step 1; sigma - 1, its product with r, and this times the rate
+1/2 each; the result 1), those of measuring first to 2 (two products 1/2 each, the result 1). A search over 5 million
+weights found at most 4. If Clippy's absolute bound is below a thousandth of the learning rate, the difference could
+matter, and the kernel measures first.
 """
 
 import ctypes
@@ -25,11 +26,11 @@ from surefoot.optim import compiled
 from surefoot.rules import Clippy, NoClip, Rule
 
 _SOURCE = "optim/kernel.cpp"
-_FUNCTIONS = ("surefoot_nonfinite", "surefoot_clippy_adagrad", "surefoot_clip_moves")
+_FUNCTIONS = ("surefoot_nonfinite", "surefoot_clippy_adagrad", "surefoot_clip_changes")
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Return whether the kernel can be had and these are plain contiguous float32 tensors in the CPU's memory."""
+    """Return whether the kernel is available and these are plain contiguous float32 tensors on the CPU."""
     if not available():
         return False
     for x in tensors:  # a loop: this runs for every tensor of every step
@@ -37,18 +38,18 @@ def takes(*tensors: Tensor) -> bool:
             return False
         if x.dtype is not torch.float32 or x.layout is not torch.strided or not x.is_cpu or not x.is_contiguous():
             return False
-        if x.is_neg() or (not x.data_ptr() and x.numel()):  # its memory is not its value, or is not there
+        if x.is_neg() or (not x.data_ptr() and x.numel()):  # negative bit set, or without memory
             return False
     return True
 
 
 def available() -> bool:
-    """Return whether the kernel can be had on this machine; the first call compiles it, in about a second."""
+    """Return whether the kernel works on this machine; the first call compiles it, in about a second."""
     return _library() is not None
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Return whether no number of the tensors, which the kernel takes, is NaN or infinite."""
+    """Return whether all numbers are finite, in tensors that the kernel takes."""
     return not _call("surefoot_nonfinite", tensors)
 
 
@@ -69,15 +70,15 @@ def clippy_adagrad(
 
     Args:
         weights: tensors that the kernel takes.
-        grads: of the same shapes, left as they are.
-        sums: the accumulators, likewise.
+        grads: of the same shapes; they are only read.
+        sums: the accumulators, of the same shapes; they are updated in place.
         lr: the learning rate.
         relative: Clippy's.
         absolute: Clippy's; with inf nothing is clipped.
         eps: added to the root of the accumulator.
-        decay: what the weights are multiplied by first.
-        maximize: go up the gradient.
-        optimistic: apply while measuring and step back where it clips, instead of measuring first.
+        decay: the factor of weight decay, applied to the weights first.
+        maximize: maximize the objective instead of minimizing it.
+        optimistic: apply the update while measuring, and take a part back in layers that clip; False measures first.
     """
     numbers = map(ctypes.c_float, (lr, relative, absolute, eps, decay, -1.0 if maximize else 1.0))
     ratios = floats(len(weights))
@@ -86,25 +87,25 @@ def clippy_adagrad(
     return ratios
 
 
-def clip_moves(weights: Sequence[Tensor], olds: Sequence[Tensor], *, relative: float, absolute: float) -> Tensor:
-    """Take the moves from ``olds`` to ``weights`` back, in place, as far as Clippy bounds them.
+def clip_changes(weights: Sequence[Tensor], olds: Sequence[Tensor], *, relative: float, absolute: float) -> Tensor:
+    """Scale the changes from ``olds`` to ``weights`` by Clippy's factors, in place.
 
     Returns Clippy's measure of each tensor, (tensors,) float32.
 
     Args:
-        weights: tensors that the kernel takes, after a step; those of factor 1 stay as they are, bit for bit.
-        olds: the same before the step.
+        weights: tensors that the kernel takes, after a step; those with a factor of 1 do not change.
+        olds: the same tensors before the step.
         relative: Clippy's.
         absolute: Clippy's.
     """
     ratios = floats(len(weights))
     more = [ctypes.c_void_p(ratios.data_ptr()), ctypes.c_float(relative), ctypes.c_float(absolute)]
-    _call("surefoot_clip_moves", weights, olds, more=more)
+    _call("surefoot_clip_changes", weights, olds, more=more)
     return ratios
 
 
-def fits(rule: Rule) -> bool:
-    """Return whether the kernel does what this rule says, and all of it."""
+def supports(rule: Rule) -> bool:
+    """Return whether the kernel implements this rule."""
     return type(rule) is NoClip or (type(rule) is Clippy and not rule.accumulator_relative)
 
 
@@ -114,7 +115,7 @@ def floats(*shape: int) -> Tensor:
 
 
 def _call(function: str, *lists: Sequence[Tensor], more: Sequence[object] = ()) -> int:
-    """Call the kernel on lists of tensors: their number, a list of addresses for each list, their sizes, the rest."""
+    """Call a function of the kernel with the number of tensors, the addresses of each list, the sizes, and ``more``."""
     library = _library()
     assert library is not None
     columns = [array("Q", [x.data_ptr() for x in tensors]) for tensors in lists]

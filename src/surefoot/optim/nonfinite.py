@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class NonFinite(Enum):
-    """The policy on gradients that are not finite."""
+    """What to do in a step in which a gradient is NaN or infinite."""
 
-    SKIP_STEP = "skip_step"  # nothing moves: weights, state and step counters stay bit-equal
-    SKIP_TENSOR = "skip_tensor"  # the tensors concerned stay, the others step
-    RAISE = "raise"  # FloatingPointError before anything has moved; waits for the device
-    PROPAGATE = "propagate"  # no check: NaN spreads as the arithmetic has it
+    SKIP_STEP = "skip_step"  # weights, state and step counters stay bit for bit the same
+    SKIP_TENSOR = "skip_tensor"  # only the tensors with such a gradient are skipped
+    RAISE = "raise"  # FloatingPointError before any weight changes; waits for the device
+    PROPAGATE = "propagate"  # no check: NaN spreads into weights and state
 
 
 def values(grad: Tensor) -> Tensor:
@@ -25,11 +25,11 @@ def values(grad: Tensor) -> Tensor:
 def not_finite(grads: Sequence[Tensor]) -> list[Tensor]:
     """Return for each gradient a 0-d bool on its device: whether any of its numbers is NaN or infinite.
 
-    No wait for the device. An empty gradient is finite. Sparse gradients are looked at row by row as they are
-    stored; their duplicates need not have been summed.
+    Does not wait for the device. An empty gradient is finite. Sparse gradients are checked as they are stored,
+    coalesced or not.
     """
-    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}  # looked at together: hundreds of tensors are usual
-    extremes: list[Sequence[Tensor]] = []  # the least and the greatest, NaN if a number is
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}  # checked together: a model has hundreds of tensors
+    extremes: list[Sequence[Tensor]] = []  # minimum and maximum; NaN if a number is
     for i, grad in enumerate(map(values, grads)):
         extremes.append(grad.aminmax() if grad.numel() else [grad.new_zeros(())] * 2)
         alike.setdefault((grad.device, grad.dtype), []).append(i)
@@ -46,7 +46,7 @@ def any_of(flags: Sequence[Tensor]) -> Tensor:
 
 
 def readable(flag: Tensor) -> bool:
-    """Return whether reading a number costs no wait: it is on the CPU and no fake, traced or distributed tensor."""
+    """Return whether the host can read it without waiting: it is on the CPU, and not fake, traced or distributed."""
     return type(flag) is Tensor and flag.device.type == "cpu"
 
 
@@ -54,16 +54,16 @@ class Skips:
     """Counts skipped steps on the gradients' device; warns of the first one some steps later, so that no step waits."""
 
     def __init__(self, where: str, known: int = 0) -> None:
-        self._where, self._told, self._known = where, known > 0, known
-        self._flagged: Tensor | None = None
-        self._seen: Tensor | None = None  # what the host has heard of it
+        self._where, self._warned, self._known = where, known > 0, known
+        self._flagged: Tensor | None = None  # the count on the device
+        self._seen: Tensor | None = None  # its copy on the host, some steps late
 
     def total(self) -> int:
-        """Return how many there were; waits for the device."""
+        """Return the number of skipped steps; waits for the device."""
         return self._known + (0 if self._flagged is None else int(self._flagged))
 
     def count(self) -> int | Tensor:
-        """Return the same without a wait: as a tensor where the device would have to be waited for."""
+        """Return the same number, as a tensor if reading it would wait for the device."""
         if self._flagged is None or readable(self._flagged):
             return self.total()
         return self._known + self._flagged
@@ -83,14 +83,14 @@ class Skips:
         if self._seen is not None and self._seen is not self._flagged:
             self._seen.copy_(self._flagged, non_blocking=True)
 
-    def tell_once(self) -> None:
-        """Warn if one is known of and none has been told."""
+    def warn_once(self) -> None:
+        """Warn of the first skipped step, as soon as the host knows of it."""
         flagged = self._seen is not None and readable(self._seen) and bool(self._seen)
-        if not self._told and (self._known or flagged):
-            self._told = True
+        if not self._warned and (self._known or flagged):
+            self._warned = True
             warnings.warn(
-                f"{self._where}: a gradient was NaN or infinite, and the step was skipped; further ones are counted in "
-                "skipped_steps and not told",
+                f"{self._where}: a gradient was NaN or infinite, and the step was skipped; skipped_steps counts "
+                "further ones, without a warning",
                 RuntimeWarning,
                 stacklevel=3,
             )

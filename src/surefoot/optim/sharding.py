@@ -1,8 +1,8 @@
-"""Training whose parameters or optimizer states are split among processes, which is refused.
+"""Refuses parameters and optimizer states that are split among processes.
 
-A rule's factor is that of a whole layer, and a step is skipped by all or by none. From a part of a layer, or a part of
-the layers, neither can be told: the numbers would be wrong without a word. Copies of the whole model, as under
-``DistributedDataParallel``, are alike on all ranks, and so is what is made of them.
+A rule's factor needs the whole layer, and the decision to skip a step needs all gradients. With only a part of them, a
+process would compute wrong factors without any error. Under ``DistributedDataParallel`` every rank has the whole model
+and computes the same factors and decisions.
 """
 
 import sys
@@ -20,9 +20,9 @@ def refuse_sharded(where: str, params: Iterable[Tensor], names: Iterable[str] = 
     """Refuse parameters of which a process has only a part.
 
     Args:
-        where: what has them, for the message.
+        where: the argument that holds them, for the message.
         params: the parameters.
-        names: theirs, if they are known.
+        names: the parameters' names, if known.
 
     Raises:
         TypeError: naming the first of them.
@@ -36,7 +36,7 @@ def refuse_sharded(where: str, params: Iterable[Tensor], names: Iterable[str] = 
 
 
 def refuse_zero(where: str, optimizer: Optimizer) -> None:
-    """Refuse torch's optimizer that splits its states among processes, each of which steps some of the parameters.
+    """Refuse ``ZeroRedundancyOptimizer``, under which each process steps only some of the parameters.
 
     Raises:
         TypeError: saying what to use.
@@ -46,7 +46,7 @@ def refuse_zero(where: str, optimizer: Optimizer) -> None:
 
 
 def refuse_within_zero(called: str) -> None:
-    """Refuse to be the optimizer within a ``ZeroRedundancyOptimizer``, which makes it in its own constructor.
+    """Refuse to be constructed within the constructor of a ``ZeroRedundancyOptimizer``.
 
     Raises:
         TypeError: saying what to use.

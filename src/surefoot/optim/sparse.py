@@ -1,15 +1,15 @@
-"""Sparse gradients of any kind, as what rules and optimizers here take: touched rows."""
+"""Turns sparse gradients of any layout into touched rows, the form that rules and optimizers here use."""
 
 import torch
 from torch import Tensor
 
 
 def by_row(grad: Tensor) -> Tensor:
-    """Return a sparse gradient coalesced and sparse in its first dimension alone.
+    """Return a sparse gradient coalesced, and sparse in its first dimension only.
 
-    Duplicates are summed. Where it is sparse in more dimensions, as ``to_sparse()`` makes it, a row that it touches
-    anywhere is a touched row, whose other numbers are 0. What has no rows, a gradient of one number, becomes dense; a
-    dense gradient stays as it is.
+    Duplicates are summed. If the gradient is sparse in more dimensions, as after ``to_sparse()``, each row with a
+    stored number is a touched row, and its other numbers are 0. A sparse 0-d gradient has no rows and becomes dense; a
+    dense gradient is returned as it is.
 
     >>> grad = torch.tensor([[0.0, 0.0], [0.0, 7.0]]).to_sparse()
     >>> by_row(grad).indices(), by_row(grad).values()
@@ -29,17 +29,17 @@ def by_row(grad: Tensor) -> Tensor:
 
 
 def at_its_places(by_rows: Tensor, grad: Tensor) -> Tensor:
-    """Return what belongs to each stored number of a coalesced sparse gradient, of numbers for its touched rows.
+    """Return, for each stored number of a coalesced sparse gradient, the number of ``by_rows`` at the same place.
 
     Args:
-        by_rows: of the shape of ``by_row(grad).values()``.
+        by_rows: numbers for the touched rows, in the shape of ``by_row(grad).values()``.
         grad: as ``coalesce()`` returns it.
     """
     return by_rows if grad.sparse_dim() == 1 else by_rows[_places(grad)[1]]
 
 
 def _places(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the rows that a coalesced gradient touches, and where in these its numbers stand."""
+    """Return the touched rows of a coalesced gradient, and the indices of its stored numbers in these rows."""
     first, *others = grad.indices().unbind()
     rows, within = first.unique(return_inverse=True)
     return rows, (within, *others)

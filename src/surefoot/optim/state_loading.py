@@ -1,4 +1,4 @@
-"""Taking over the state of an optimizer: what fits is loaded, what does not is refused with a reason."""
+"""Loads a saved state into ``surefoot.Adagrad``; refuses one that does not fit, with the reason."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_FOREIGN = ("lr_decay", "foreach", "differentiable", "fused")  # options of torch.optim.Adagrad that are not ours
+_FOREIGN = ("lr_decay", "foreach", "differentiable", "fused")  # options that only torch.optim.Adagrad has
 
 
 def load(optimizer: Optimizer, load_state_dict: Callable[[dict[str, Any]], object], state_dict: dict[str, Any]) -> None:
-    """Load a state by torch's ``load_state_dict``, whose hooks may change it first, accumulators as they then are.
+    """Load a state by torch's ``load_state_dict``; its hooks may change the state first. Accumulators keep their type.
 
     Raises:
-        ValueError: naming what does not fit, when the hooks have adapted the state.
+        ValueError: naming what does not fit after the hooks have changed the state.
     """
     if not isinstance(state_dict, dict):
         raise ValueError(f"state_dict is a {type(state_dict).__name__}; expected a dict, as state_dict() returns it")
@@ -27,7 +27,7 @@ def load(optimizer: Optimizer, load_state_dict: Callable[[dict[str, Any]], objec
         return {"state": adapted["state"], "param_groups": groups}
 
     hooks = [
-        optimizer.register_load_state_dict_pre_hook(merge),  # the last
+        optimizer.register_load_state_dict_pre_hook(merge),  # after the user's hooks
         optimizer.register_load_state_dict_post_hook(lambda _: restore_types(optimizer, final), prepend=True),
     ]
     try:
@@ -38,7 +38,7 @@ def load(optimizer: Optimizer, load_state_dict: Callable[[dict[str, Any]], objec
 
 
 def merged_groups(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the groups to load: saved options over constructed ones, rules as constructed.
+    """Return the groups to load: saved options replace constructed ones; rules stay as constructed.
 
     Args:
         state_dict: as saved by ``surefoot.Adagrad`` or ``torch.optim.Adagrad``.
@@ -63,7 +63,7 @@ def merged_groups(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> l
 
 
 def _merged(saved: dict[str, Any], present: dict[str, Any], index: int) -> dict[str, Any]:
-    if "rule" not in saved:  # torch.optim.Adagrad's
+    if "rule" not in saved:  # saved by torch.optim.Adagrad
         for name in ("weight_decay", "lr_decay"):
             if saved.get(name):
                 raise ValueError(
@@ -81,7 +81,7 @@ def _merged(saved: dict[str, Any], present: dict[str, Any], index: int) -> dict[
 
 
 def restore_types(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Give every accumulator the numbers and the type it was saved with: torch casts them to the weights' type."""
+    """Restore the numbers and the type of every accumulator: torch has cast them to the weights' type."""
     saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for key, param in zip(saved, params, strict=True):

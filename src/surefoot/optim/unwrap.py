@@ -1,4 +1,4 @@
-"""Other libraries' wrappers of optimizers, and the optimizers within them that take the steps."""
+"""Takes the wrappers of other libraries off optimizers and models."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from surefoot.optim.sharding import refuse_sharded, refuse_zero
 
-# a wrapper's step runs no hooks, but that of what it wraps does; by the name of the class, for none is imported here
+# the class name of each wrapper, which is not imported here, and its attribute with the optimizer that runs step hooks
 _WITHIN = {
     "AcceleratedOptimizer": "optimizer",  # accelerate, hence Hugging Face's Trainer
     "LightningOptimizer": "_optimizer",  # Lightning's, under manual optimization
@@ -27,18 +27,17 @@ _MODEL_WITHIN = {
 
 
 def unwrapped(optimizers: Optimizer | Iterable[Optimizer], name: str = "optimizers") -> list[Optimizer]:
-    """Return the optimizers that take the steps, with the wrappers of other libraries taken off.
+    """Return the optimizers that take the steps, without the wrappers of accelerate, Lightning and TorchRec.
 
-    Known are those of accelerate, Lightning and TorchRec. They pass a step on to an optimizer of torch's, around which
-    hooks work; around the wrapper itself they do not.
+    A wrapper passes a step on to an optimizer of torch. Step hooks run on that optimizer, not on the wrapper.
 
     Args:
         optimizers: one or several, wrapped or not.
-        name: of the argument, for the messages.
+        name: the name of the argument, for the messages.
 
     Raises:
-        TypeError: if something else is among them, or an optimizer whose step runs no hooks: one of another library,
-            or one that TorchRec or FBGEMM fuses with the backward pass; or if parameters are split among processes.
+        TypeError: if an object is not an optimizer; if its step runs no hooks, as in unknown libraries or where
+            TorchRec or FBGEMM fuses it with the backward pass; or if parameters are split among processes.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
@@ -68,8 +67,8 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 def in_backward(model: nn.Module) -> list[Optimizer]:
     """Return the optimizers that step within the backward pass, one for each parameter that has one.
 
-    ``torch.distributed.optim._apply_optimizer_in_backward``, hence TorchRec's ``apply_optimizer_in_backward``, leaves
-    them at the parameter.
+    ``torch.distributed.optim._apply_optimizer_in_backward``, and so TorchRec's ``apply_optimizer_in_backward``, store
+    them as an attribute of the parameter.
     """
     return [each for param in model.parameters() for each in getattr(param, "_in_backward_optimizers", ())]
 
@@ -81,10 +80,10 @@ def with_in_backward(model: nn.Module, optimizers: Optimizer | Iterable[Optimize
 
 
 def load_in_place(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimizer's state, and leave its state and its groups the objects that they were.
+    """Load an optimizer's state into its present ``state`` and group objects.
 
-    ``load_state_dict`` makes new ones, of which a wrapper, or whoever else holds them, does not hear. An entry that
-    belongs to none of its parameters, such as the place that TorchRec keeps for its warm-up, stays as it is.
+    ``load_state_dict`` replaces these objects, and a wrapper that holds them would keep the old ones. Entries that
+    belong to no parameter, such as the position of TorchRec's warm-up, do not change.
     """
     mine, groups = optimizer.state, optimizer.param_groups
     params = {param for group in groups for param in group["params"]}
@@ -101,7 +100,7 @@ def load_in_place(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def own_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return ``state_dict()`` without what belongs to none of the optimizer's parameters, on which torch would fail."""
+    """Return ``state_dict()`` without entries that belong to no parameter, on which torch would raise."""
     params = {param for group in optimizer.param_groups for param in group["params"]}
     others = {key: optimizer.state.pop(key) for key in list(optimizer.state) if key not in params}
     try:
@@ -120,9 +119,9 @@ def _within(optimizer: object, name: str) -> list[Optimizer]:
         inner = getattr(optimizer, place)
         inner = [each for _, each in inner] if isinstance(inner, list) else [inner]
         return [found for each in inner for found in _within(each, name)]
-    if not getattr(type(optimizer).step, "hooked", False):  # as torch marks the classes that it has prepared
+    if not getattr(type(optimizer).step, "hooked", False):  # torch marks classes whose step runs hooks
         raise TypeError(
-            f"{name} has a {kinds[0]}, whose step runs no hooks; expected an optimizer of torch's, or one in a wrapper "
+            f"{name} has a {kinds[0]}, whose step runs no hooks; expected an optimizer of torch, or one in a wrapper "
             "of accelerate, Lightning or TorchRec: give the optimizer that it wraps, or leave it out"
         )
     return [optimizer]

@@ -143,7 +143,7 @@ class State:
 
     steps: int = 0
     clean: int = 0  # steps since the last sign of trouble
-    stage: Action = Action.NONE  # the highest one taken in the present trouble
+    stage: Action = Action.NONE  # the last one taken in the present trouble
     onset: int = 0  # of the present trouble
     since: int = 0  # steps when the stage was taken
     deadline: int = 0  # steps after which the stage has not helped

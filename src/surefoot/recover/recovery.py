@@ -316,7 +316,7 @@ class Recovery:
     # When something is
 
     def _escalate(self, step: int, signal: str, reason: str) -> Action:
-        """Take the lowest stage that may help against what began at ``step``."""
+        """Take the first stage that may help against what began at ``step``."""
         state, policy = self._state, self.policy
         early, fresh = signal in EARLY, state.stage in (Action.NONE, Action.SKIPPED)
         if early and state.stage is Action.SLOWED and step < state.since:
