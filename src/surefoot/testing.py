@@ -155,9 +155,8 @@ def check_rule(rule: Rule) -> None:
         for shape in SHAPES:
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 for scale in SCALES:
-                    weight, grad, update = (
-                        torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu").to(dtype) for _ in "wgr"
-                    )
+                    drawn = torch.randn((3, *shape), generator=draw, dtype=torch.float32, device="cpu").to(dtype)
+                    weight, grad, update = drawn.unbind()
                     try:
                         holds(rule, Inputs(weight, scale * grad, scale * update))
                     except Exception as error:  # a user's rule may raise anything

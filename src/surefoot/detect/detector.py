@@ -28,8 +28,8 @@ class Detector:
     - a loss, a clip ratio or a gradient norm is not finite;
     - the clip ratios of all layers and the losses of all tasks *together* have risen above their baselines by more than
       ``deviations`` robust standard deviations: a rise that is small in each can be clear in all;
-    - one layer's clip ratio or gradient norm, one task's calibration or its predictions' standard deviation over that of
-      its labels, or one batch norm's distance between the batch's mean and the running mean is as far from its own
+    - one layer's clip ratio or gradient norm, one task's calibration or its predictions' standard deviation over its
+      labels', or one batch norm's distance between the batch's mean and the running mean is as far from its own
       baseline, and far enough to matter; or a clip ratio exceeds 20, whatever its baseline;
     - one task's AUC is below its best of the last ``history`` steps by ``deviations`` standard errors, and by
       ``deviations`` times 3/4 of a point: 4.5 points at the default;
