@@ -1,6 +1,7 @@
 """What watching costs: time inside the monitor's default tier over the time of a training step, and two rivals.
 
     python benchmarks/monitor.py [--layouts Large Small] [--optimizers NAME ...] [--threads 2]
+    python benchmarks/monitor.py --paths --threads 1 --out benchmarks/results/monitor_paths.txt
 
 Layouts: Large, four layers of 4096 on a 1000-wide input (54.5M numbers); Small, two of 512 (0.8M); two heads each, one
 binary and one regression; batch 1024. Every observer sees the same model; each round is a whole training step for each
@@ -11,6 +12,11 @@ histogram of each gradient in every step, as ``wandb.watch`` takes them (the lea
 
 A median is over the steps without a survey (every 50th has one); "in all" is the sum over 50 steps, one of them
 surveyed, and the share is of both sums.
+
+``--paths`` compares three ways to look at the layers' steps, each on the same model in turn over 20 rounds: the
+compiled one; torch's operations layer by layer, which is what a machine without a compiler has; and torch's foreach
+operations. Every 5th step has a survey; "in all" is a 50th of a survey's median and 49 of a plain step's, and the last
+figure is that of the path over the compiled one's. There ``--batch 128`` saves time and changes little.
 """
 
 import argparse
@@ -32,7 +38,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.optim import Optimizer
 
 import surefoot
+from surefoot.observe import layer_stats
+from surefoot.observe.layer_stats import StepView
 from surefoot.observe.monitor import Monitor
+from surefoot.rules import Clippy
 
 LAYOUTS = {"Large": [1000, 4096, 4096, 4096, 4096], "Small": [1000, 512, 512]}
 TASKS = {"click": "binary", "sales": "regression"}
@@ -45,6 +54,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 }
 EVERY = 50
 ROUNDS = {"Large": 8, "Small": 100}  # in which the rivals take part
+PATH_ROUNDS, PATH_EVERY = 20, 5
 Seconds = dict[str, list[tuple[float, float]]]  # by observer: inside it, and the whole step
 
 
@@ -79,6 +89,41 @@ def histograms(params: list[Tensor]) -> dict[int, list[float]]:
     return found
 
 
+def foreach_ratios(looks: list[StepView], clippy: Clippy = Clippy()) -> Tensor:
+    """Return what ``layer_stats.least_ratios`` does, of dense float32 layers with one factor each."""
+    if not looks:
+        return torch.zeros(0)
+    news, rates = [look.weight for look in looks], [float(look.lr) for look in looks]
+    if looks[0].adagrad:
+        steps = torch._foreach_sqrt([look.beside for look in looks])
+        torch._foreach_add_(steps, [look.eps for look in looks])
+        torch._foreach_clamp_min_(steps, 1e-19)
+        steps = torch._foreach_div([look.grad for look in looks], steps)
+        torch._foreach_mul_(steps, [look.sign * rate for look, rate in zip(looks, rates, strict=True)])
+        bounds = torch._foreach_mul(steps, [look.sigma for look in looks])
+        torch._foreach_add_(bounds, news)
+    else:
+        bounds = [look.beside for look in looks]
+        steps = torch._foreach_sub(bounds, news)
+        torch._foreach_div_(steps, [look.sigma for look in looks])
+    bounds = torch._foreach_abs(bounds)
+    torch._foreach_mul_(bounds, clippy.relative)
+    torch._foreach_add_(bounds, clippy.absolute)
+    torch._foreach_div_(steps, bounds)
+    return torch.stack(torch._foreach_norm(steps, torch.inf)).reciprocal()
+
+
+PATHS = {  # what stands for layer_stats._takes and layer_stats.least_ratios
+    "compiled": (layer_stats._takes, layer_stats.least_ratios),
+    "layer by layer": (lambda look: False, layer_stats.least_ratios),
+    "foreach": (lambda look: False, foreach_ratios),
+}
+
+
+def choose(path: str) -> None:
+    layer_stats._takes, layer_stats.least_ratios = PATHS[path]
+
+
 class Clock:
     """Seconds between pairs of hooks: the first of each pair is registered before the monitor's, the second after."""
 
@@ -92,8 +137,8 @@ class Clock:
         self.seconds += time.perf_counter() - self._start
 
 
-def measure(layout: str, name: str, folder: Path) -> Seconds:
-    """Train under one optimizer; return what each step cost, by observer."""
+def measure(layout: str, name: str, folder: Path, *, batch: int, paths: bool) -> Seconds:
+    """Train under one optimizer; return what each step cost, by observer; of paths, by path and whether surveyed."""
     torch.manual_seed(0)
     model = Net(LAYOUTS[layout])
     optimizer, clock = OPTIMIZERS[name](model.parameters()), Clock()
@@ -104,7 +149,7 @@ def measure(layout: str, name: str, folder: Path) -> Seconds:
     for hook in register:
         hook(clock.stop)
     params: list[Tensor] = list(model.parameters())
-    x, labels = torch.randn(1024, 1000), {"click": (torch.rand(1024) < 0.3).float(), "sales": torch.randn(1024)}
+    x, labels = torch.randn(batch, 1000), {"click": (torch.rand(batch) < 0.3).float(), "sales": torch.randn(batch)}
 
     def step(observe: Callable[..., object], *, counts_hooks: bool) -> tuple[float, float]:
         start, clock.seconds = time.perf_counter(), 0.0
@@ -128,6 +173,8 @@ def measure(layout: str, name: str, folder: Path) -> Seconds:
         "norms by .item()": lambda *_: norms_by_item(params),
         "histograms": lambda *_: histograms(params),
     }
+    if paths:
+        return measure_paths(monitor, lambda: step(observers["monitor"], counts_hooks=True))
     seconds: Seconds = {observer: [] for observer in observers}
     for round_ in range(EVERY + 1):
         for observer, observe in observers.items():
@@ -135,6 +182,38 @@ def measure(layout: str, name: str, folder: Path) -> Seconds:
                 seconds[observer].append(step(observe, counts_hooks=observer == "monitor"))
     monitor.close()
     return {observer: several[1:] for observer, several in seconds.items()}  # the first warms up
+
+
+def measure_paths(monitor: Monitor, step: Callable[[], tuple[float, float]]) -> Seconds:
+    """Take steps with each path in turn."""
+    seconds: Seconds = {}
+    monitor.every = PATH_EVERY
+    for round_ in range(-1, PATH_ROUNDS):  # the first warms up
+        for path in PATHS:
+            choose(path)
+            surveyed = monitor._step % PATH_EVERY == 0
+            took = step()
+            if round_ >= 0:
+                seconds.setdefault(f"{path}{', survey' if surveyed else ''}", []).append(took)
+    choose("compiled")
+    monitor.close()
+    return seconds
+
+
+def lines_of_paths(layout: str, name: str, seconds: Seconds) -> list[str]:
+    """Return the table's lines for one layout and optimizer, by path."""
+    lines, in_all = [], {}
+    for path in PATHS:
+        plain, survey = ([1e3 * i for i, _ in seconds[key]] for key in (path, f"{path}, survey"))
+        low, median, high = statistics.quantiles(plain, n=4)
+        in_all[path] = (49 * median + statistics.median(survey)) / 50
+        whole = 1e3 * statistics.median(s for _, s in seconds[path])
+        lines.append(
+            f"{layout:6} {name:20} {path:15} {median:8.2f} ms ({low:.2f} to {high:.2f}) of {whole:8.1f} ms"
+            f"  a survey {statistics.median(survey):7.1f} ms  in all {in_all[path]:8.2f} ms  "
+            f"{in_all[path] / in_all['compiled']:.2f}"
+        )
+    return lines
 
 
 def lines_of(layout: str, name: str, seconds: Seconds) -> list[str]:
@@ -159,15 +238,23 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--paths", action="store_true", help="compare the ways to look at layers, not the rivals")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/monitor.txt"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = [f"torch {torch.__version__}, {psutil.cpu_count()} cores, {arguments.threads} threads, batch 1024"]
+    lines = [
+        f"torch {torch.__version__}, {psutil.cpu_count()} cores, {arguments.threads} threads, batch {arguments.batch}"
+    ]
+    lines[0] += f", {time.strftime('%Y-%m-%d')}"
+    table = lines_of_paths if arguments.paths else lines_of
     print(lines[0])
     for layout in arguments.layouts:
         for name in arguments.optimizers:
             with tempfile.TemporaryDirectory() as folder:
-                lines += lines_of(layout, name, measure(layout, name, Path(folder)))
+                lines += table(
+                    layout, name, measure(layout, name, Path(folder), batch=arguments.batch, paths=arguments.paths)
+                )
             print("\n".join(lines[-3:]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("\n".join(lines) + "\n")
