@@ -381,12 +381,7 @@ class Recovery:
         whole = at_once and state.stage is not Action.SLOWED  # not the rate was wrong, but a batch
         self._lr_scale.factor = state.lower(how.factor ** (state.roll_backs - whole), how.steps)
         state.trial = back_to if back_to in state.pending else -1
-        if back_to < state.accepted:  # these weights do not know the data as they are now
-            state.accepted = state.steps
-            self._start_detector_anew()
-            self._hold(0)
-        else:
-            self._hold(how.hold * 2 ** (state.roll_backs - 1))
+        self._hold(how.hold * 2 ** (state.roll_backs - 1))
         if self._monitor is None and self._detector is not None:
             self._old_detector = host_copy(self._detector.state_dict(), "detector")
         self._log(
@@ -466,8 +461,6 @@ class Recovery:
         """Let the run learn data that have just been accepted, which looks like harm: smaller steps at the most."""
         state = self._state
         state.clean = 0
-        if state.steps == state.accepted + self.policy.confirm:
-            self._start_detector_anew()
         if alarm is not None and alarm.signal in EARLY and self.policy.slow is not None:
             return self._slow(self.policy.slow, alarm.reason)
         return Action.NONE
