@@ -222,14 +222,22 @@ PACKED = {
     "zst": Case({"log.csv.zst": packed("zstd")}),
     "two gzips in one": Case({"log.csv.gz": packed("gzip") + packed("gzip", FILE.split(b"\n", 1)[1])}, rows=8),
     "gzip that is not named so": Case({"log.csv": packed("gzip")}),
-    "gzip cut short": Case({"log.csv.gz": packed("gzip", LARGE)[:-2000]}, ("log.csv.gz cannot be read", "cut short")),
-    "gzip without its end": Case({"log.csv.gz": packed("gzip")[:-4]}, ("log.csv.gz cannot be read", "cut short")),
+    "gzip cut short": Case(
+        {"log.csv.gz": packed("gzip", LARGE)[:-2000]}, ("log.csv.gz cannot be read", "is incomplete")
+    ),
+    "gzip without its end": Case({"log.csv.gz": packed("gzip")[:-4]}, ("log.csv.gz cannot be read", "is incomplete")),
     "gzip with flipped bytes": Case(
         {"log.csv.gz": flipped(packed("gzip", LARGE), 0.5)}, ("log.csv.gz cannot be read", "damaged")
     ),
-    "text named .gz": Case({"log.csv.gz": FILE}, ("log.csv.gz cannot be read", "by its name it is a packed file")),
-    "zip named .gz": Case({"log.csv.gz": b"PK\x03\x04" + FILE}, ("log.csv.gz cannot be read", "by its name")),
-    "zst cut short": Case({"log.csv.zst": packed("zstd", LARGE)[:-9]}, ("log.csv.zst cannot be read", "cut short")),
-    "text named .zst": Case({"log.csv.zst": FILE}, ("log.csv.zst cannot be read", "by its name it is a packed file")),
-    "text named .bz2": Case({"log.csv.bz2": FILE}, ("log.csv.bz2 cannot be read", "by its name it is a packed file")),
+    "text named .gz": Case({"log.csv.gz": FILE}, ("log.csv.gz cannot be read", "it is named like a compressed file")),
+    "zip named .gz": Case(
+        {"log.csv.gz": b"PK\x03\x04" + FILE}, ("log.csv.gz cannot be read", "it is named like a compressed file")
+    ),
+    "zst cut short": Case({"log.csv.zst": packed("zstd", LARGE)[:-9]}, ("log.csv.zst cannot be read", "is incomplete")),
+    "text named .zst": Case(
+        {"log.csv.zst": FILE}, ("log.csv.zst cannot be read", "it is named like a compressed file")
+    ),
+    "text named .bz2": Case(
+        {"log.csv.bz2": FILE}, ("log.csv.bz2 cannot be read", "it is named like a compressed file")
+    ),
 }

@@ -54,9 +54,11 @@ WHOLE = parquet()["log.parquet"]
 
 PARQUET = {
     "as it should be": Case(parquet()),
-    "cut short": Case({"log.parquet": WHOLE[:-9]}, ("log.parquet cannot be read", "it was cut short or is none")),
+    "cut short": Case(
+        {"log.parquet": WHOLE[:-9]}, ("log.parquet cannot be read", "it is incomplete or another kind of file")
+    ),
     "cut to its first half": Case(
-        {"log.parquet": WHOLE[: len(WHOLE) // 2]}, ("log.parquet cannot be read", "cut short")
+        {"log.parquet": WHOLE[: len(WHOLE) // 2]}, ("log.parquet cannot be read", "it is incomplete")
     ),
     "cut to a few bytes": Case(
         {"log.parquet": WHOLE[:6]}, ("log.parquet cannot be read", "too short for a parquet file")
@@ -66,7 +68,9 @@ PARQUET = {
         {"log.parquet": flipped(parquet(**MANY)["log.parquet"], 0.4)}, ("log.parquet cannot be read after row 0",)
     ),
     "flipped bytes at the end": Case({"log.parquet": flipped(WHOLE, 0.8)}, ("log.parquet cannot be read",)),
-    "text named .parquet": Case({"log.parquet": FILE}, ("log.parquet cannot be read", "it was cut short or is none")),
+    "text named .parquet": Case(
+        {"log.parquet": FILE}, ("log.parquet cannot be read", "it is incomplete or another kind of file")
+    ),
     "parquet named .csv": Case({"log.csv": WHOLE}, ("log.csv is a parquet file by its first bytes", ".parquet")),
     "no rows": Case(parquet(**EMPTY), ("has no rows to prepare",)),
     "no rows, beside others": Case(several(a={}, b=EMPTY)),

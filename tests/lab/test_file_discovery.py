@@ -82,11 +82,11 @@ def test_of_other_urls_nothing_is_asked_and_nothing_runs(listener: socket.socket
 
 
 def test_the_sentence_names_the_url_and_what_is_opened():
-    with pytest.raises(InputError, match=f"^http://a/b is of the protocol 'http'; .*one of {', '.join(PROTOCOLS)}$"):
+    with pytest.raises(InputError, match=f"^http://a/b has the protocol 'http'; .*one of {', '.join(PROTOCOLS)}$"):
         locate("http://a/b")
-    with pytest.raises(InputError, match="^memory://a::memory://b chains several URLs; expected one alone$"):
+    with pytest.raises(InputError, match="^memory://a::memory://b chains several URLs; expected one URL$"):
         locate("memory://a::memory://b")
-    with pytest.raises(InputError, match=r"has options; expected none after '\?': they come from the environment"):
+    with pytest.raises(InputError, match=r"has options; expected none after '\?': set them in the environment"):
         locate("s3://bucket/log?region=r")
 
 

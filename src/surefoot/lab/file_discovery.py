@@ -1,4 +1,4 @@
-"""Finds a log's files: on which file system, under which names, in which order; names a file that cannot be read."""
+"""Finds the files of a log on a file system, and turns errors of reading into sentences that name the file."""
 
 import os
 import re
@@ -21,13 +21,13 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system that a local path or a URL is on, and the path there.
+    """Return the file system of a local path or a URL, and the path on it.
 
-    Of URLs only those of ``PROTOCOLS`` are opened, one at a time and without options: others can make whoever opens a
-    log ask any machine of the network, or run what a file says (``reference://`` renders templates).
+    Only URLs with one of ``PROTOCOLS`` are opened, without chains or options. Others could send requests to any machine
+    of the network, or run code from a file (``reference://`` renders templates).
 
     Raises:
-        InputError: if the URL is of another kind, or no such file system is known.
+        InputError: if the URL is of another kind, or its file system is not supported.
     """
     if not is_url(path):
         return fs.LocalFileSystem(), str(Path(path))
@@ -36,7 +36,7 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
-    except OSError as error:  # what is asked where a bucket is does not answer
+    except OSError as error:  # the server that knows the bucket does not answer
         raise InputError(f"{path} cannot be reached: {_reason(error)}") from None
     try:
         import fsspec
@@ -44,34 +44,34 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
         system, inside = fsspec.url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{path} is on no file system that is known here ({error}); expected a path or a URL that pyarrow opens"
+            f"{path} is on a file system that is not supported ({error}); expected a path or a URL that pyarrow opens"
         ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), inside
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is meant as a URL."""
+    """Return whether a path is a URL."""
     return "://" in path
 
 
 def refuse_other_urls(url: str) -> None:
-    """Refuse a URL that is not a plain one of a known protocol; nothing is opened.
+    """Refuse a URL with another protocol, a chain or options; nothing is opened.
 
     Raises:
-        InputError: naming it and what was expected.
+        InputError: naming the URL and what was expected.
     """
     protocol, _, rest = url.partition("://")
     if protocol not in PROTOCOLS:
         raise InputError(
-            f"{url} is of the protocol {protocol!r}; expected a path or a URL of one of {', '.join(PROTOCOLS)}"
+            f"{url} has the protocol {protocol!r}; expected a path or a URL of one of {', '.join(PROTOCOLS)}"
         )
     if "::" in url:
-        raise InputError(f"{url} chains several URLs; expected one alone")
+        raise InputError(f"{url} chains several URLs; expected one URL")
     if protocol in ("file", "memory"):
         return
     if "?" in rest:
         raise InputError(
-            f"{url} has options; expected none after '?': they come from the environment, as AWS_ENDPOINT_URL does"
+            f"{url} has options; expected none after '?': set them in the environment, such as AWS_ENDPOINT_URL"
         )
     host = rest.split("/")[0].rpartition("@")[2]
     if protocol != "hdfs" and (":" in host or (protocol in _AZURE and not host.endswith(_AZURE_HOSTS))):
@@ -80,12 +80,12 @@ def refuse_other_urls(url: str) -> None:
 
 
 def find_files(path: str) -> tuple[str, ...]:
-    """Return the text and parquet files of a folder, at any depth, in natural order; of a file, itself.
+    """Return the text and parquet files of a folder and its subfolders, in natural order; for a file, the file.
 
-    Names that begin with a dot or an underscore are passed over. A folder that links lead to twice comes once.
+    Names that begin with a dot or an underscore are skipped. A folder that is reached twice by links counts once.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such file.
     """
     system, inside = locate(path)
     with input_errors(path):
@@ -109,7 +109,7 @@ def _below(system: fs.FileSystem, folder: str) -> Iterator[str]:
         yield from (each.path for each in below if each.type == fs.FileType.File)
         return
     seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):  # arrow's ignores links to nothing
+    for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):  # Arrow ignores dangling links
         yield from (f"{here}/{name}" for name in files)
         real = {os.path.realpath(f"{here}/{name}"): name for name in sorted(folders, reverse=True)}
         folders[:] = [name for path, name in real.items() if path not in seen]
@@ -126,7 +126,7 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def stem(path: str) -> str:
-    """Return a file's name without its endings.
+    """Return a file's name without its suffixes.
 
     >>> stem("logs/day_3.csv.gz")
     'day_3'
@@ -138,14 +138,14 @@ def stem(path: str) -> str:
 
 
 def in_path(path: str) -> dict[str, str]:
-    """Return the columns that a path tells: ``{"day": "2024-05-01"}`` of ``logs/day=2024-05-01/a.parquet``."""
+    """Return the columns in a path: ``{"day": "2024-05-01"}`` for ``logs/day=2024-05-01/a.parquet``."""
     parts = (part.partition("=") for part in path.replace("\\", "/").split("/")[:-1])
     return {name: "" if value == _NO_VALUE else unquote(value) for name, equals, value in parts if equals}
 
 
 @contextmanager
 def input_errors(path: str, where: Callable[[], str] = str) -> Iterator[None]:
-    """Turn what a reader raises into a sentence about the file."""
+    """Turn an error of reading into an ``InputError`` that names the file and the place in it, ``where()``."""
     try:
         yield
     except (EOFError, OSError, UnicodeError, pa.ArrowException) as error:
@@ -155,13 +155,13 @@ def input_errors(path: str, where: Callable[[], str] = str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     for part, meaning in {
-        "straddling object": "a line is too long; expected a row a line, of at most 8 MiB",
-        "Truncated compressed stream": "the packed file ends too early, it was cut short",
-        "inflate failed": "by its name it is a packed file, and it is none or damaged",
-        "decompress failed": "by its name it is a packed file, and it is none or damaged",
-        "Parquet magic bytes": "it does not end as a parquet file does, it was cut short or is none",
+        "straddling object": "a line is too long; expected one row in each line, of at most 8 MiB",
+        "Truncated compressed stream": "the compressed file is incomplete",
+        "inflate failed": "it is named like a compressed file, but is not compressed or is damaged",
+        "decompress failed": "it is named like a compressed file, but is not compressed or is damaged",
+        "Parquet magic bytes": "it does not end like a parquet file; it is incomplete or another kind of file",
         "Parquet file size is": "it is too short for a parquet file",
-        "TProtocolException": "it is damaged, its description of the columns makes no sense",
+        "TProtocolException": "it is damaged: its metadata cannot be read",
     }.items():
         if part in text:
             return meaning

@@ -1,6 +1,6 @@
-"""How good predictions are: AUC with its interval, within groups too, normalised entropy, calibration, RMSE.
+"""Metrics: AUC with its interval, grouped AUC, normalised entropy, calibration, RMSE.
 
-Every metric takes one-dimensional tensors of equal length and returns a float, NaN where it is undefined.
+Every metric takes one-dimensional tensors of equal length and returns a float, NaN if it is undefined.
 """
 
 import math
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN where there is one class or a score is not finite.
+    """Return the area under the ROC curve; ties count half. NaN if there is one class or a score is not finite.
 
     >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
     0.75
@@ -35,12 +35,12 @@ def auc(scores: Tensor, labels: Tensor) -> float:
 def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> float:
     """Return the mean of the groups' AUCs, weighted by their rows; ties count half.
 
-    Only groups with both classes count; NaN where there is none or a score is not finite.
+    Only groups with both classes count. NaN if there is no such group or a score is not finite.
 
     Args:
         scores: (rows,).
         labels: (rows,), 1 or 0.
-        groups: (rows,) integers, equal where the rows belong to the same group, as a rule the same user.
+        groups: (rows,) integers, equal for rows of the same group, usually of the same user.
 
     >>> scores, labels = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.9]), torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])
     >>> grouped_auc(scores, labels, torch.tensor([7, 7, 5, 5, 8]))  # 1 in group 7, 0 in group 5
@@ -53,7 +53,7 @@ def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> float:
         return math.nan
     ranks = torch.unique(scores, return_inverse=True)[1]
     owners = torch.unique(groups, return_inverse=True)[1]
-    ties, tie = torch.unique(owners * len(scores) + ranks, return_inverse=True)  # in order: groups, then scores
+    ties, tie = torch.unique(owners * len(scores) + ranks, return_inverse=True)  # sorted by group, then by score
     owner = ties // len(scores)
     positives, negatives = torch.bincount(tie, labels.double()), torch.bincount(tie, 1 - labels.double())
     all_positives, all_negatives = torch.bincount(owner, positives), torch.bincount(owner, negatives)
@@ -82,7 +82,7 @@ def auc_interval(value: float, positives: int, negatives: int) -> Interval:
 
 
 def normalised_entropy(logits: Tensor, labels: Tensor) -> float:
-    """Return the log-loss over that of predicting the labels' own mean; NaN where the labels have one class.
+    """Return the log-loss divided by that of predicting the labels' mean; NaN if the labels have one class.
 
     >>> normalised_entropy(torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 1.0]))
     1.0
@@ -97,7 +97,7 @@ def normalised_entropy(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibration(logits: Tensor, labels: Tensor) -> float:
-    """Return the mean prediction over the mean label; NaN where there is no positive.
+    """Return the mean prediction divided by the mean label; NaN if there is no positive.
 
     >>> calibration(torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 0.0]))
     2.0
@@ -106,7 +106,7 @@ def calibration(logits: Tensor, labels: Tensor) -> float:
 
 
 def rmse(predictions: Tensor, labels: Tensor) -> float:
-    """Return the root of the mean squared error, in the label's units.
+    """Return the root mean squared error, in the label's units.
 
     >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     1.4142135381698608
@@ -119,13 +119,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the metrics of every task as ``{"auc/promo": 0.9, "rmse/log_sales": 0.4, ...}``.
 
-    Of a masked task only the rows count whose label is not NaN.
+    For a masked task, only rows whose label is not NaN count.
 
     Args:
-        outputs: (rows, tasks), logits where the task is binary.
+        outputs: (rows, tasks), logits for binary tasks.
         labels: (rows, tasks).
         tasks: in the order of the columns.
-        groups: (rows,) integers, for the grouped AUC of binary tasks; None: without it.
+        groups: (rows,) integers, for the grouped AUC of binary tasks; None: no grouped AUC.
     """
     scores: dict[str, float] = {}
     for i, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""What several runs of one setting say together. A run that diverged is the worst there is; it is never left out."""
+"""Summarises the runs of one setting over seeds and rates. A diverged run counts as the worst result."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-# Student's t, two-sided, 95 %: by degrees of freedom
+# Student's t, two-sided, 95 %, for 1, 2, ... degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _NORMAL = 1.960
 
@@ -16,8 +16,8 @@ class Score:
     """A metric over the seeds of one setting.
 
     Args:
-        values: by seed, of those that did not diverge.
-        diverged: how many seeds did.
+        values: by seed, without the diverged seeds.
+        diverged: number of diverged seeds.
     """
 
     values: Mapping[int, float]
@@ -25,30 +25,30 @@ class Score:
 
     @classmethod
     def over(cls, values: Iterable[float], tried: int | None = None) -> "Score":
-        """Return the score of seeds 0, 1 and so on; of ``tried`` seeds those without a value diverged."""
+        """Return the score of seeds 0, 1 and so on; if ``tried`` is above the number of values, the others diverged."""
         found = dict(enumerate(values))
         return cls(found, 0 if tried is None else tried - len(found))
 
     @property
     def tried(self) -> int:
-        """How many seeds were run."""
+        """Number of seeds."""
         return len(self.values) + self.diverged
 
     @property
     def mean(self) -> float:
-        """Over the seeds that did not diverge; NaN if all did."""
+        """The mean over the seeds that did not diverge; NaN if all diverged."""
         return statistics.fmean(self.values.values()) if self.values else math.nan
 
     @property
     def std(self) -> float | None:
-        """Of the sample; None where fewer than two seeds are left."""
+        """The sample standard deviation; None if fewer than two seeds did not diverge."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def standing(self, *, least: bool = False) -> tuple[float, float]:
-        """Return what to rank by, higher is better: the share of seeds that did not diverge, then the mean.
+        """Return the rank, higher is better: the share of seeds that did not diverge, then the mean.
 
         Args:
-            least: of a metric of which less is better.
+            least: whether a lower value of the metric is better.
 
         >>> Score.over([0.9, 0.9]).standing() > Score.over([0.99], tried=2).standing()
         True
@@ -58,7 +58,7 @@ class Score:
         return len(self.values) / self.tried, -self.mean if least else self.mean
 
     def text(self, digits: int, scale: float = 1.0) -> str:
-        """Return ``mean ± std``, and how many seeds diverged if any did.
+        """Return ``mean ± std``, with the number of diverged seeds if there are any.
 
         >>> Score.over([0.97, 0.98]).text(2, 100), Score.over([0.97], 3).text(2, 100), Score.over([], 2).text(2)
         ('97.50 ± 0.71', '97.00 (2 of 3 seeds diverged)', 'diverged')
@@ -70,9 +70,9 @@ class Score:
         return f"{scale * self.mean:.{digits}f}{spread}{lost}"
 
     def near(self, other: "Score") -> bool | None:
-        """Return whether the seeds cannot tell the two apart; None if too few of them are left to know.
+        """Return whether the difference is not significant; None if there are too few seeds for an interval.
 
-        A score of which more seeds diverged is never near one of which fewer did.
+        Scores with different shares of diverged seeds are never near each other.
         """
         if self.standing()[0] != other.standing()[0]:
             return False
@@ -84,15 +84,15 @@ class Difference(NamedTuple):
     """How much one score is above another."""
 
     mean: float
-    low: float | None  # of the 95 % interval; None from fewer than two seeds
+    low: float | None  # of the 95 % interval; None with fewer than two common seeds
     high: float | None
-    seeds: int  # that both have
+    seeds: int  # number of common seeds
 
 
 def difference(one: Score, other: Score) -> Difference:
     """Return how much ``one`` is above ``other``, seed by seed, with Student's 95 % interval of the mean.
 
-    Seeds that diverged in either have no difference and are not in it: compare ``standing`` first.
+    A seed that diverged in one of them is left out, so compare ``standing`` first.
 
     >>> difference(Score.over([0.5, 0.6, 0.7]), Score.over([0.4, 0.5, 0.6]))[0]
     0.1
@@ -106,11 +106,11 @@ def difference(one: Score, other: Score) -> Difference:
 
 
 class ScoredRun(NamedTuple):
-    """One run at a rate, whatever it was made for."""
+    """One run at a rate."""
 
     multiple: float  # of the base rate
     diverged: bool
-    score: float  # that rates are compared by; NaN where it is undefined, or of another day
+    score: float  # the selection metric on day N - 1; NaN if undefined or not scored on that day
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ class Rate:
     """All runs of one method at one rate.
 
     Args:
-        multiple: of the base rate.
-        tried: runs.
-        diverged: how many of them did.
-        mean: score of the others; NaN if none has one.
-        lost: whether that is too far below the best rate's, from above it.
+        multiple: multiple of the base rate.
+        tried: number of runs.
+        diverged: number of diverged runs.
+        mean: mean score of the other runs; NaN if none has a score.
+        lost: whether the rate is above the best rate and its mean is too far below the best rate's.
     """
 
     multiple: float
@@ -133,39 +133,39 @@ class Rate:
 
     @property
     def fell(self) -> bool:
-        """Whether any run diverged, or the mean lost too much."""
+        """Whether a run diverged, or the mean score is too low."""
         return self.diverged > 0 or self.lost
 
 
 @dataclass(frozen=True)
 class Fall:
-    """Where a method falls off: its rates, lowest first."""
+    """The rates of a method, lowest first, and at which of them it falls off."""
 
     rates: tuple[Rate, ...]
 
     @property
     def at(self) -> Rate | None:
-        """The lowest rate that fell."""
+        """The lowest rate at which the method falls off."""
         return next((rate for rate in self.rates if rate.fell), None)
 
     @property
     def top(self) -> float:
-        """The highest multiple that was tried."""
+        """The highest multiple of the base rate."""
         return self.rates[-1].multiple
 
     @property
     def spared(self) -> tuple[float, ...]:
-        """Multiples above the lowest that fell at which the method held all the same."""
+        """Multiples above ``at`` at which the method does not fall off."""
         lowest = self.at
         return tuple(r.multiple for r in self.rates if lowest and r.multiple > lowest.multiple and not r.fell)
 
     def runs(self, *, fallen: bool) -> tuple[int, int]:
-        """Return how many runs diverged, and how many there were, at the rates that fell or at those that did not."""
+        """Return the numbers of diverged and of all runs, at the rates that fell off or at the others."""
         rates = [rate for rate in self.rates if rate.fell is fallen]
         return sum(rate.diverged for rate in rates), sum(rate.tried for rate in rates)
 
     def short(self) -> str:
-        """Return it as a table has it: the lowest rate, and how many of its runs diverged; or what it lost there.
+        """Return the table's text: the lowest rate that falls off, with its diverged and all runs, or "AUC".
 
         >>> fall_of([ScoredRun(1, False, 0.9), ScoredRun(2, True, 0.5), ScoredRun(2, False, 0.9)], 0.02).short()
         '2x 1/2'
@@ -181,10 +181,10 @@ class Fall:
 
 
 def fall_of(runs: Iterable[ScoredRun], allowed: float) -> Fall:
-    """Return where a method falls off by all of its runs.
+    """Return where a method falls off, from all of its runs.
 
-    A rate falls if one of its runs diverged, wherever it lies; or if it lies above the rate with the best mean score
-    and its own is more than ``allowed`` below that.
+    A method falls off at a rate if one of the runs diverged, or if the rate is above the one with the best mean score
+    and its own mean score is more than ``allowed`` lower.
 
     Raises:
         ValueError: if there is no run.
@@ -193,7 +193,7 @@ def fall_of(runs: Iterable[ScoredRun], allowed: float) -> Fall:
     for run in runs:
         by_rate.setdefault(run.multiple, []).append(run)
     if not by_rate:
-        raise ValueError("runs is empty; expected a run at one rate at least")
+        raise ValueError("runs is empty; expected at least one run")
     rates = [_rate(multiple, by_rate[multiple]) for multiple in sorted(by_rate)]
     scored = [rate for rate in rates if not math.isnan(rate.mean)]
     if not scored:
@@ -208,7 +208,7 @@ def fall_of(runs: Iterable[ScoredRun], allowed: float) -> Fall:
 
 
 class ScoredTrial(Protocol):
-    """A line of a study's results."""
+    """A row of a study's results."""
 
     @property
     def model(self) -> str: ...
@@ -231,9 +231,9 @@ class ScoredTrial(Protocol):
 def fall_of_method(
     trials: Iterable[ScoredTrial], model: str, method: str, value: float | None, *, metric: str, allowed: float
 ) -> Fall | None:
-    """Return where a method falls off on a model at a value of its threshold; None if it was never run there.
+    """Return where a method falls off on a model, at one value of its threshold; None if there are no runs.
 
-    Every run counts, the final ones too; scores are compared on the day that selects.
+    All runs count, including the final ones; only scores on day N - 1 are compared.
     """
     runs = [
         ScoredRun(t.multiple, t.diverged, t.scores[metric] if t.until == "selection" else math.nan)
@@ -244,7 +244,7 @@ def fall_of_method(
 
 
 def score_of(trials: Iterable[ScoredTrial], metric: str) -> Score | None:
-    """Return the score of some trials, a seed each; None if there is none, or if one that did not diverge has none."""
+    """Return the score of trials with different seeds; None if there are none, or a score is undefined."""
     trials = list(trials)
     alive = {trial.seed: trial.scores[metric] for trial in trials if not trial.diverged}
     if not trials or any(math.isnan(value) for value in alive.values()):
@@ -259,7 +259,7 @@ def _rate(multiple: float, runs: list[ScoredRun]) -> Rate:
 
 
 def _student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t; beyond the table by two corrections to the normal's.
+    """Return the 97.5 % quantile of Student's t; beyond the table, the normal quantile with two correction terms.
 
     >>> round(_student(11), 2), round(_student(10**9), 2)
     (2.2, 1.96)

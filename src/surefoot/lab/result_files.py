@@ -1,6 +1,6 @@
-"""The files of a study's results: ``results.parquet``, a row for each trial, and ``summary.json``.
+"""Reads and writes the results of a study: ``results.parquet``, a row for each trial, and ``summary.json``.
 
-The summary has what was selected and the table in words; the steps and days of each trial stay in its own folder under
+The summary has the selected settings and the table of methods. The steps and days of a trial are in its folder under
 ``trials/``.
 """
 
@@ -30,7 +30,7 @@ def write(out: Path, study: Study) -> None:
     """Write ``results.parquet``, ``summary.json`` and the checksums of all files into the study's folder.
 
     Raises:
-        InputError: naming the file, if one cannot be written; each is whole or not there.
+        InputError: naming the file, if one cannot be written; a file is complete or does not exist.
     """
     flat = [{key: getattr(row, key) for key in _PLACE} | row.result for row in study.rows]
     table = BytesIO()
@@ -48,7 +48,7 @@ def read(folder: Path) -> tuple[Study, dict[str, str]]:
         InputError: naming the file, if one is missing or cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected that of a finished study")
+        raise InputError(f"{folder} is not a folder; {_FINISHED}")
     for name in ("summary.json", "results.parquet", SUMS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; {_FINISHED}")
@@ -69,10 +69,10 @@ def read_table(path: Path, content: bytes, *, text: Sequence[str] = (), needed: 
     """Return a table of results.
 
     Args:
-        path: of the file, for the message.
-        content: what is in it.
-        text: columns that hold text; all others hold numbers.
-        needed: columns that must be there.
+        path: path of the file, for messages.
+        content: content of the file.
+        text: columns of text; all others must be numbers.
+        needed: columns that must exist.
 
     Raises:
         InputError: naming the file, and the column if one is missing or of another type.
@@ -99,13 +99,13 @@ def _summary(path: Path, content: bytes) -> Summary:
         summary = TypeAdapter(Summary).validate_python(json.loads(content))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "what it holds"
-        said = f"has no {key!r}" if first["type"] == "missing" else f"cannot be read: {key}: {first['msg']}"
-        raise InputError(f"{path} {said}; {wanted}") from None
+        key = ".".join(map(str, first["loc"])) or "the document"
+        problem = f"has no {key!r}" if first["type"] == "missing" else f"cannot be read: {key}: {first['msg']}"
+        raise InputError(f"{path} {problem}; {wanted}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; {wanted}") from None
     if len(summary.days) < 2:
-        raise InputError(f"{path} has {len(summary.days)} days; expected two at least")
+        raise InputError(f"{path} has {len(summary.days)} days; expected at least two")
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Configurations out of TOML, and the sentences that say what is wrong with one."""
+"""Reads and writes configurations as TOML, with one sentence about the first error."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -19,13 +19,13 @@ def load(kind: type[T], path: Path) -> T:
     """Return the configuration of a TOML file.
 
     Raises:
-        InputError: naming the file and what is wrong in it.
+        InputError: naming the file and the first error in it.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a TOML file") from None
-    except (OSError, ValueError) as error:  # a name with NUL in it
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read: {reason}; expected a TOML file") from None
     table = parse_toml(content, path)
@@ -36,12 +36,12 @@ def parse(kind: type[T], table: Mapping[str, Any], origin: str) -> T:
     """Return the configuration of a table.
 
     Args:
-        kind: what to make.
-        table: as read from TOML.
-        origin: where it came from, for the message.
+        kind: class of the configuration.
+        table: the table, as read from TOML.
+        origin: name of the source, for messages.
 
     Raises:
-        InputError: one sentence on the first thing wrong.
+        InputError: with one sentence about the first error.
     """
     for key, value in _whole_numbers(table):
         if not -(1 << 63) <= value < 1 << 63:
@@ -53,12 +53,12 @@ def parse(kind: type[T], table: Mapping[str, Any], origin: str) -> T:
 
 
 def dump(config: BaseModel) -> str:
-    """Return the complete configuration as TOML; a key whose value is none is left out."""
+    """Return the complete configuration as TOML, without keys whose value is None."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
-    """Put the first of pydantic's errors into a sentence."""
+    """Return a sentence about the first of pydantic's errors."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -78,7 +78,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
 def _short(value: Any) -> str:
     try:
         shown = repr(value)
-    except ValueError:  # Python prints no number of more than 4,300 digits
+    except ValueError:  # Python does not print numbers with more than 4,300 digits
         return f"a number of {value.bit_length()} bits"
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
@@ -107,24 +107,24 @@ def _keys_at(kind: type, path: tuple[int | str, ...]) -> list[str]:
 
 
 def unknown_key(key: str, name: str, known: list[str]) -> str:
-    """Return the sentence about a key that is not one."""
+    """Return the sentence about an unknown key."""
     if not known:
         return f"{key} is not a known key; expected none here"
     return f"{key} is not a known key; the closest is {get_close_matches(name, known, 1, 0.0)[0]!r}"
 
 
 def one_of(key: str, value: str, known: list[str]) -> None:
-    """Refuse a value that is not among the known ones.
+    """Refuse an unknown value.
 
     Raises:
-        ValueError: naming the key, the value, the known ones and the closest of them.
+        ValueError: naming the key, the value, the known values and the closest one.
     """
     if value not in known:
         raise ValueError(choice(key, value, known))
 
 
 def choice(key: str, value: Any, known: list[str]) -> str:
-    """Return the sentence about a value that is not among the known ones."""
+    """Return the sentence about an unknown value."""
     closest = get_close_matches(str(value)[:80], known, 1, 0.0)
     hint = f" (closest: {closest[0]})" if closest else ""
     return f"{key} is {_short(value)}; expected one of {', '.join(known) or 'none'}{hint}"

@@ -267,7 +267,7 @@ def test_a_log_is_read_from_a_url(log: Log, folder: Path, scheme: str):
 
 def test_a_url_that_leads_nowhere_is_refused():
     with pytest.raises(
-        InputError, match="nowhere://log is of the protocol 'nowhere'; expected a path or a URL of one of"
+        InputError, match="nowhere://log has the protocol 'nowhere'; expected a path or a URL of one of"
     ):
         PreparedLog.open("nowhere://log")
     with pytest.raises(InputError, match="memory://nothing does not exist; expected a folder"):

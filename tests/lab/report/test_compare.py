@@ -202,7 +202,9 @@ def test_a_run_and_a_study_are_not_compared(study: Path, runs: dict[str, Path], 
     for pair in ((study, runs["own"]), (runs["own"], study)):
         with pytest.raises(InputError, match="is a run and .* is a study; expected two runs or two studies"):
             write_comparison(*pair, out)
-    with pytest.raises(InputError, match="nowhere is not a folder; expected that of a run or of a finished study"):
+    with pytest.raises(
+        InputError, match="nowhere is not a folder; expected the folder of a run or of a finished study"
+    ):
         write_comparison(study, tmp_path / "nowhere", out)
     with pytest.raises(InputError, match=r"holds no summary\.json; expected the folder of a finished study"):
         write_comparison(runs["own"], tmp_path, out)

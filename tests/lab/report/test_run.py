@@ -312,7 +312,7 @@ def test_a_folder_of_nothing_is_named(tmp_path: Path) -> None:
     assert not is_run(tmp_path)
     with pytest.raises(InputError, match=r"holds neither metrics\.parquet nor events\.jsonl; expected the folder of a"):
         write_run_report(tmp_path)
-    with pytest.raises(InputError, match="nowhere is not a folder; expected that of a run"):
+    with pytest.raises(InputError, match="nowhere is not a folder; expected the folder of a run"):
         write_run_report(tmp_path / "nowhere")
 
 

@@ -153,7 +153,7 @@ def test_other_columns_are_refused(tmp_path: Path, first: str, sentence: str):
 def test_files_of_two_layouts_are_refused(tmp_path: Path):
     lines(tmp_path / "day_0", row())
     lines(tmp_path / "day_1.csv", header(), row(separator=","))
-    with pytest.raises(InputError, match="day_0 and .*day_1.csv are not written alike; expected one layout"):
+    with pytest.raises(InputError, match="day_0 and .*day_1.csv have different formats; expected one format"):
         criteo.source(str(tmp_path))
 
 

@@ -76,7 +76,7 @@ def first_line(path: str, csv: Csv) -> list[str]:
 
 
 def read(path: str, csv: Csv, columns: Sequence[str], rejected: Rejections, *, skip: int = 0) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a file in pieces: the columns asked for, and ``__row__``, 1 for the first row of data.
+    """Yield the rows of a file in parts: ``columns`` and ``__row__``, which is 1 for the first row of data.
 
     Text and dictionary columns come as ``pl.String`` with nulls, other parquet columns unchanged. Empty lines do not
     count.

@@ -1,1 +1,1 @@
-"""Multitask rankers."""
+"""Multitask ranking models."""

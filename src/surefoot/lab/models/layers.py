@@ -1,4 +1,4 @@
-"""The layers that ranking models are made of."""
+"""Layers of ranking models."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from surefoot.lab.data.schema import Categorical
 class FeatureEmbedding(nn.Module):
     """One vector for each id of each categorical column, all in a single table with sparse gradients.
 
-    A column with several values a row gives the mean of their vectors. There id 0 fills the places of a row that has
-    fewer, and counts for nothing; a row without a value gives zeros.
+    A column with several values a row returns the mean of their vectors. In such a column, id 0 is padding and is
+    ignored; a row without a value returns zeros.
 
     Args:
-        rows: how many ids each column has.
-        dim: numbers in a vector.
-        widths: how many values a row each column has at most; None: one.
-        std: of the normal distribution that the vectors start from.
+        rows: number of ids of each column.
+        dim: length of a vector.
+        widths: most values a row, of each column; by default one.
+        std: standard deviation of the normal distribution of the initial vectors.
 
     Raises:
         ValueError: if there is not one width for each column, or one is below 1.
@@ -31,9 +31,9 @@ class FeatureEmbedding(nn.Module):
     torch.Size([2, 2, 2])
     """
 
-    first: Tensor  # row of the table at which each place's column begins
-    begins: Tensor  # place at which each column begins
-    filled: Tensor  # whether id 0 fills the place
+    first: Tensor  # (places,) first row of the table, of each place's column
+    begins: Tensor  # (columns,) first place of each column
+    filled: Tensor  # (places,) whether id 0 is padding
 
     def __init__(
         self, rows: Sequence[int], dim: int, *, widths: Sequence[int] | None = None, std: float = 0.01
@@ -42,33 +42,33 @@ class FeatureEmbedding(nn.Module):
         widths = [1] * len(rows) if widths is None else list(widths)
         if len(widths) != len(rows) or min(widths, default=1) < 1:
             raise ValueError(f"widths is {widths}; expected {len(rows)} whole numbers, 1 or above")
-        here = torch.get_default_device()  # where the table is made too
+        here = torch.get_default_device()  # the device of the table too
         sizes, places = torch.tensor([list(rows), widths], dtype=torch.int64, device=here)
         self.register_buffer("first", (sizes.cumsum(0) - sizes).repeat_interleave(places), persistent=False)
         self.register_buffer("begins", places.cumsum(0) - places, persistent=False)
         self.register_buffer("filled", (places > 1).repeat_interleave(places), persistent=False)
         if max(widths, default=1) > 1:
             self.table = nn.EmbeddingBag(sum(rows), dim, mode="mean", sparse=True)
-        else:  # a bag would give the same numbers, and take four times as long
+        else:  # EmbeddingBag gives the same numbers, but takes four times as long
             self.table = nn.Embedding(sum(rows), dim, sparse=True)
         nn.init.normal_(self.table.weight, std=std)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return (rows, columns, dim) from ``ids``, (rows, places) of integers: a column has its width of places."""
+        """Return (rows, columns, dim) from ``ids``, (rows, places) integers; a column has ``width`` places."""
         if isinstance(self.table, nn.Embedding):
             return self.table(ids + self.first)
         values = ~self.filled | (ids != 0)
-        before = values.flatten().cumsum(0) - values.flatten().long()  # how many values come before each place
+        before = values.flatten().cumsum(0) - values.flatten().long()  # number of values before each place
         begins = torch.arange(0, ids.numel(), ids.shape[1], dtype=torch.int64, device=ids.device)[:, None] + self.begins
-        # taking the values out waits for an accelerator, as sparse gradients do; padding_idx takes twice as long
+        # the boolean index waits for the device, as sparse gradients do anyway; padding_idx takes twice as long
         return self.table((ids + self.first)[values], before[begins.flatten()]).unflatten(0, begins.shape)
 
 
 class RowNames(Sequence[str]):
-    """What to call the rows of a ``FeatureEmbedding``'s table: column and id, each made when it is asked for.
+    """Names of the rows of a ``FeatureEmbedding``'s table: column and id, computed when they are read.
 
     Args:
-        columns: in the order of the table.
+        columns: columns in the order of the table.
 
     >>> names = RowNames([Categorical("user", 500), Categorical("item", 1000)])
     >>> len(names), names[499], names[500]
@@ -96,7 +96,7 @@ class RowNames(Sequence[str]):
 
 
 class CrossLayer(nn.Module):
-    """DCN-v2's cross: x0 * (W x + b) + x.
+    """DCN-v2's cross layer: x0 * (W x + b) + x.
 
     Reference: R. Wang et al., "DCN V2", arXiv:2008.13535, eq. (1).
     """
@@ -127,17 +127,17 @@ class CrossNetwork(nn.Module):
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Return linear layers from each width to the next, a ReLU after every one."""
+    """Return linear layers from each width to the next, each with a ReLU."""
     return nn.Sequential(*(part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())))
 
 
 class SharedBottom(nn.Module):
-    """Hard sharing: one stack of layers that every task sees.
+    """Hard parameter sharing: one stack of layers for all tasks.
 
     Args:
-        width: of the input.
+        width: width of the input.
         hidden: widths of the layers.
-        tasks: how many.
+        tasks: number of tasks.
     """
 
     def __init__(self, width: int, hidden: Sequence[int], tasks: int) -> None:
@@ -146,18 +146,18 @@ class SharedBottom(nn.Module):
         self.tasks = tasks
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return what each task sees, (rows, hidden[-1]), from (rows, width)."""
+        """Return the features of each task, (rows, hidden[-1]), from (rows, width)."""
         return [self.layers(x)] * self.tasks
 
 
 class MixtureOfExperts(nn.Module):
-    """Soft sharing: stacks of layers, mixed for each task by a gate of its own (MMoE).
+    """Soft parameter sharing (MMoE): a gate for each task mixes the outputs of the experts.
 
     Args:
-        width: of the input.
+        width: width of the input.
         hidden: widths of each expert's layers.
-        tasks: how many, one gate each.
-        experts: how many.
+        tasks: number of tasks and gates.
+        experts: number of experts.
 
     Reference: J. Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
     Mixture-of-Experts", KDD 2018, eq. (5) to (7).
@@ -169,6 +169,6 @@ class MixtureOfExperts(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(width, experts, bias=False) for _ in range(tasks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return what each task sees, (rows, hidden[-1]), from (rows, width)."""
+        """Return the features of each task, (rows, hidden[-1]), from (rows, width)."""
         outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
         return [torch.einsum("re,reh->rh", gate(x).softmax(dim=1), outputs) for gate in self.gates]

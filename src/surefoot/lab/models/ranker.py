@@ -1,4 +1,4 @@
-"""The multitask ranker of the paper's fig. 2, and the linear model that any ranker should beat."""
+"""The multitask ranker of the paper's fig. 2, and a linear model as a baseline."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,16 +12,15 @@ from surefoot.tasks import TaskKind
 
 
 class LabelUnits(nn.Module):
-    """Turns what the heads give into the labels' own units, so that they begin at each task's constant.
+    """Converts outputs of the heads to the labels' units: ``center + scale * output``.
 
-    ``center + scale * output``. As it is made, with a center of 0 and a scale of 1, it changes nothing. ``fit`` takes
-    from past labels what the best constant prediction is: of a regression the mean, and the standard deviation as the
-    scale; of a binary task the logit of the rate of positives, and 1. A head that gives 0 then predicts the constant.
-    ``loss_weights`` divides a regression's squared error by the square of its scale, so that the heads are trained as
-    if the labels had been standardised, while outputs, losses and scores stay in the label's own units.
+    Initially, the center is 0 and the scale 1. ``fit`` computes them from past labels: mean and standard deviation for
+    a regression, the logit of the positive rate and 1 for a binary task. A head with output 0 then predicts the best
+    constant, so training starts there. ``loss_weights`` divides a regression's squared error by the scale's square. So
+    the heads are trained as if labels were standardised, and outputs, losses and scores are in the label's units.
 
     Args:
-        tasks: how many.
+        tasks: number of tasks.
 
     >>> units = LabelUnits(1)
     >>> units.fit([torch.tensor([[8.0], [10.0]])], (Task("minutes", TaskKind.REGRESSION),))
@@ -43,10 +42,10 @@ class LabelUnits(nn.Module):
         return self.center + self.scale * outputs
 
     def fit(self, labels: Iterable[Tensor], tasks: Sequence[Task]) -> None:
-        """Take centers and scales from labels, each (rows, tasks), that were known before anything is predicted.
+        """Compute centers and scales from past labels, each (rows, tasks).
 
-        A task without a label there, or whose labels are all the same, keeps a scale of 1; a rate of positives of 0
-        or 1 is taken as half a row's.
+        A task without labels, or with equal labels, keeps a scale of 1. The positive rate of n rows is clipped
+        to 0.5 / n and 1 - 0.5 / n.
         """
         seen = torch.cat([part.double() for part in labels])
         for i, task in enumerate(tasks):
@@ -62,10 +61,9 @@ class LabelUnits(nn.Module):
 
 
 def loss_weights(model: nn.Module, tasks: Sequence[Task]) -> Tensor:
-    """Return the weight of each task's loss in the sum to minimise, (tasks,), on the device of the model.
+    """Return the weight of each task's loss in the sum to minimise, (tasks,), on the model's device.
 
-    It is the task's own; of a regression over the square of the scale that the model's ``LabelUnits``, if it has any,
-    took from past labels.
+    It is the task's weight, divided by the square of the scale of the model's ``LabelUnits`` if it has one.
     """
     units = next((module for module in model.modules() if isinstance(module, LabelUnits)), None)
     beside = next(model.parameters())
@@ -74,15 +72,14 @@ def loss_weights(model: nn.Module, tasks: Sequence[Task]) -> Tensor:
 
 
 class Ranker(nn.Module):
-    """Embeddings and dense features, an interaction, a bottom that the tasks share, a linear head for each.
+    """Embeddings and dense features, a feature interaction, a shared bottom, and a linear head for each task.
 
     Args:
         embedding: turns ids (rows, columns) into vectors (rows, columns, dim).
-        interaction: from the input (rows, width) to the bottom's, of the same shape: a ``CrossNetwork`` or
-            ``nn.Identity()``.
-        bottom: from there to a list of what each task sees, each (rows, hidden).
+        interaction: a ``CrossNetwork`` or ``nn.Identity()``, from (rows, width) to (rows, width).
+        bottom: from (rows, width) to a list of each task's features, (rows, hidden).
         heads: one module for each task, from (rows, hidden) to (rows, 1), by the task's name.
-        units: from (rows, tasks) to the labels' units, of the same shape: a ``LabelUnits``; None: as they are.
+        units: a ``LabelUnits``, from (rows, tasks) to (rows, tasks); None: outputs are not changed.
     """
 
     def __init__(
@@ -102,7 +99,7 @@ class Ranker(nn.Module):
         self.units = nn.Identity() if units is None else units
 
     def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
-        """Return one output for each task, (rows, tasks): a logit where it is binary, a value where it is not."""
+        """Return one output for each task, (rows, tasks): a logit for a binary task, a value for a regression."""
         x = torch.cat([self.embedding(categorical).flatten(1), dense], dim=1)
         seen = self.bottom(self.interaction(x))
         return self.units(torch.cat([head(h) for head, h in zip(self.heads.values(), seen, strict=True)], dim=1))
@@ -111,7 +108,7 @@ class Ranker(nn.Module):
 def task_heads(tasks: Sequence[Task], width: int) -> nn.ModuleDict:
     """Return a linear head for each task, from (rows, width) to (rows, 1), by its name.
 
-    A name that no module can have, as that of a method, gets an underscore: ``forward_``.
+    A name that a module cannot have, such as the name of a method, gets an underscore: ``forward_``.
 
     >>> list(task_heads([Task("forward", TaskKind.BINARY), Task("is.click", TaskKind.BINARY)], 8))
     ['forward_', 'is_click']
@@ -126,12 +123,12 @@ def task_heads(tasks: Sequence[Task], width: int) -> nn.ModuleDict:
 
 
 class LinearRanker(nn.Module):
-    """A weight for each id, a weight for each dense feature, nothing more: the floor.
+    """The linear floor: a weight for each id and for each dense feature, for each task.
 
-    A column with several values a row has the mean of their weights.
+    A column with several values a row adds the mean of their weights.
 
     Args:
-        schema: the log's columns.
+        schema: columns of the log.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -140,7 +137,7 @@ class LinearRanker(nn.Module):
         self.embedding = FeatureEmbedding(rows, len(schema.tasks), widths=widths, std=0.0)
         self.linear = nn.Linear(len(schema.dense), len(schema.tasks))
         for param in self.linear.parameters():
-            nn.init.zeros_(param)  # as its tables: it begins at each task's constant
+            nn.init.zeros_(param)  # like the embeddings: training starts at each task's constant
         self.units = LabelUnits(len(schema.tasks))
 
     def forward(self, categorical: Tensor, dense: Tensor) -> Tensor:
@@ -149,13 +146,13 @@ class LinearRanker(nn.Module):
 
 
 def task_losses(outputs: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Return the mean loss of each task, (tasks,): log-loss in nats where binary, squared error where not.
+    """Return the mean loss of each task, (tasks,): log-loss in nats if binary, squared error for a regression.
 
-    The mean is over the rows that count for the task: all, or, of a masked one, those whose label is not NaN. If none
-    does, its loss is 0, and so are its gradients.
+    For a masked task, the mean is over the rows whose label is not NaN; without such a row, the loss and its gradients
+    are 0.
 
     Args:
-        outputs: (rows, tasks), logits where binary.
+        outputs: (rows, tasks), logits for binary tasks.
         labels: (rows, tasks).
         tasks: in the order of the columns.
     """

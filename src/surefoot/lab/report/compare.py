@@ -67,7 +67,7 @@ def read_pair(one: Path, other: Path) -> Pair:
     """
     for folder in (one, other):
         if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; expected that of a run or of a finished study")
+            raise InputError(f"{folder} is not a folder; expected the folder of a run or of a finished study")
     runs = [is_run(folder) for folder in (one, other)]
     if all(runs):
         return read_run(one), read_run(other)

@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunFolder:
         InputError: naming the file, if one cannot be read, or the folder, if it is not a run's.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected that of a run")
+        raise InputError(f"{folder} is not a folder; expected the folder of a run")
     watched, own = _metrics(folder / "monitor"), _metrics(folder)
     journal = folder / _JOURNAL
     happened = events(journal, _whole_lines(_bytes(journal))) if journal.exists() else []

@@ -1,4 +1,4 @@
-"""Where logs come from: one file a data set, and the sources that installed packages register."""
+"""Log sources: one file for each data set, and the sources that installed packages register."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -13,16 +13,16 @@ OURS = ("kuairand", "movielens", "criteo")
 
 
 def names() -> list[str]:
-    """Return the layouts of files that are known: ours, then those of installed packages."""
+    """Return the names of the known sources: ours, then those of installed packages."""
     return [*OURS, *(name for name in extensions.names(extensions.SOURCES) if name not in OURS)]
 
 
 def open_source(name: str, path: str) -> "Source":
-    """Return the log at a path, in one of the known layouts; a package cannot take one of our names.
+    """Return the log at a path, read by the source ``name``; a package cannot replace one of our sources.
 
     Raises:
-        InputError: if the files are not there or not of this layout; if what a package registers cannot be imported,
-            fails, or returns no source.
+        InputError: if files are missing or do not fit the source; if a package's source cannot be imported, fails, or
+            returns no ``Source``.
     """
     from surefoot.lab.ingest.source import Source
 
@@ -33,7 +33,7 @@ def open_source(name: str, path: str) -> "Source":
         source = function(path)
     except InputError:
         raise
-    except Exception as error:  # whatever a foreign function does
+    except Exception as error:  # a package's function may raise anything
         raise InputError(f"source {name}, called with {path!r}, failed: {extensions.told(error)}") from error
     if not isinstance(source, Source):
         raise InputError(f"source {name} returned an object of type {type(source).__name__}; expected a Source")

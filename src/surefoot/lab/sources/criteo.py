@@ -1,13 +1,12 @@
-"""Criteo's display advertising logs: the 24 days of the 1TB release, and the seven of the Kaggle challenge.
+"""Criteo's display advertising logs: the 24 days of the 1TB release, and the seven days of the Kaggle challenge.
 
-A row is an advertisement shown, and the one task whether it was clicked: 13 whole numbers, counts for the most part,
-and 26 ids, all of undisclosed meaning. There is no user, so no group. Clicked and other rows were sampled at different
-rates, so that the share of clicks is not that of the traffic.
+A row is an impression of an advertisement; the only task is the click. There are 13 whole numbers, mostly counts, and
+26 ids, all of undisclosed meaning. There is no user, so there is no group. Clicked and other rows were sampled at
+different rates, so the share of clicks is not that of the traffic.
 
-The 1TB release has hundreds of millions of different ids, so all are hashed, by default to a million rows each. Its
-files are its days. The challenge's ``train.txt`` and the CSVs made of it have no mark of a day: their rows are in the
-order of time, and stretches of them stand for days. A CSV whose rows were shuffled, as some of those that are passed
-on, has nothing to tell about time.
+The 1TB release has hundreds of millions of ids, so all ids are hashed, by default to a million rows each. Each of its
+files is a day. The challenge's ``train.txt`` and the CSVs made of it are in the order of time but have no days: they
+get pseudo-days of equal numbers of rows. Some published CSVs are shuffled; their pseudo-days mean nothing.
 """
 
 import re
@@ -33,13 +32,13 @@ FIELDS = ("label", *NUMBERS, *IDS)
 
 
 def source(path: str, *, hash_rows: int = 1_000_000, rows_per_day: int = 6_548_660) -> Source:
-    """Return the log of a folder: all ``day_0`` to ``day_23`` that it has, else ``train.txt``, else its CSVs.
+    """Return the log of a folder: its files ``day_0`` to ``day_23``, or else ``train.txt``, or else its CSVs.
 
     Args:
-        path: of the folder, or of one such file. Files may be packed (``day_0.gz``), and have a header that names the
-            columns ``label``, ``I1`` and so on, or none and the 40 fields between tabs.
-        hash_rows: of each id's table.
-        rows_per_day: of the stretches that stand for days where there are none; by default a seventh of ``train.txt``.
+        path: the folder, or one of these files. Files may be compressed (``day_0.gz``). They have a header with
+            ``label``, ``I1`` and so on, or 40 fields separated by tabs and no header.
+        hash_rows: rows of each id's embedding table.
+        rows_per_day: rows of a pseudo-day, for files without days; by default a seventh of ``train.txt``.
 
     Raises:
         ValueError: if ``hash_rows`` is below 3 or ``rows_per_day`` below 1.
@@ -49,7 +48,7 @@ def source(path: str, *, hash_rows: int = 1_000_000, rows_per_day: int = 6_548_6
     files, by_file = _files(path)
     layouts = {_layout(file): file for file in files}
     if len(layouts) > 1:
-        raise InputError(f"{' and '.join(layouts.values())} are not written alike; expected one layout in all files")
+        raise InputError(f"{' and '.join(layouts.values())} have different formats; expected one format in all files")
     csv, label = next(iter(layouts))
     description = Description(
         name="criteo",
@@ -64,7 +63,7 @@ def source(path: str, *, hash_rows: int = 1_000_000, rows_per_day: int = 6_548_6
 
 
 def _files(path: str) -> tuple[tuple[str, ...], bool]:
-    """Return a log's files in order, and whether each is a day."""
+    """Return the files in order, and whether each file is a day."""
     found = find_files(path)
     days = tuple(file for file in found if re.fullmatch(r"day_\d+", stem(file)))
     if days:
@@ -82,7 +81,7 @@ def _files(path: str) -> tuple[tuple[str, ...], bool]:
 
 
 def _layout(file: str) -> tuple[Csv, str]:
-    """Return how a file is written, by its first line, and what its label is called."""
+    """Return the format of a file and the name of its label, from its first line."""
     line = columns_of(file, Csv())
     between_tabs = "\t" in line[0]
     cells = line[0].split("\t") if between_tabs else line
@@ -100,5 +99,5 @@ def _layout(file: str) -> tuple[Csv, str]:
 
 
 def _shape(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return rows with their ids, 8 hexadecimal digits each, as numbers: text is hashed some 15 times slower."""
+    """Convert ids, 8 hexadecimal digits each, to numbers, since hashing text is about 15 times slower."""
     return rows.with_columns(as_numbers(rows[name], base=16).alias(name) for name in IDS)

@@ -1,15 +1,15 @@
-"""KuaiRand: what 27 thousand users saw of Kuaishou's videos in April and May of 2022, and what they did with it.
+"""KuaiRand: videos of Kuaishou shown to 27 thousand users in April and May of 2022, with the users' reactions.
 
-A row is a video shown to a user. The tasks ask whether it was clicked, watched long, liked, passed on, and for how long
-it was played. Reference: C. Gao et al., "KuaiRand", CIKM 2022, doi:10.1145/3511808.3557624.
+A row is a video shown to a user. The tasks predict whether the user clicked, watched for long, liked, forwarded and so
+on, and how long the video was played. Reference: C. Gao et al., "KuaiRand", CIKM 2022, doi:10.1145/3511808.3557624.
 
-Three files of the download are left out on purpose. ``video_features_statistic_*.csv`` averages over the whole month
-and so tells of days to come: nothing here reads it, and no description can ask for its columns. ``log_random_*.csv`` is
-an experiment's log, of videos drawn at random: in Pure it would be four rows in five from 22 April on, a break that no
-product had. So ``is_rand`` is 0 in all rows and no feature. ``load_data_*.py`` is code.
+Three files of the download are not read. ``video_features_statistic_*.csv`` has averages over the whole month, which
+would leak the future. ``log_random_*.csv`` is the log of an experiment with randomly drawn videos; in Pure it would be
+four of five rows from 22 April on, an unnatural break. So ``is_rand`` is 0 in all rows and not a feature.
+``load_data_*.py`` is code.
 
-``user_features_*.csv`` and ``visible_status`` are as of the day they were written down, which nobody says. The former
-change slowly and are features; the latter says what became of a video and is none.
+``user_features_*.csv`` and ``visible_status`` were recorded on an unknown day. User features change slowly and are
+used; ``visible_status`` tells what happened to a video later and is not used.
 """
 
 import re
@@ -37,13 +37,13 @@ NOTICE = (
     "alike."
 )
 
-CSV = Csv(nulls=(*NULLS, "-124", "-124.0"))  # -124 is what the log's owners write for none
+CSV = Csv(nulls=(*NULLS, "-124", "-124.0"))  # the authors write -124 for a missing value
 
 LABELS = (
     LabelColumn(name="click", column="is_click"),
-    LabelColumn(name="long_view", mask="has_duration"),  # defined by the duration; where that is 0, always 1
+    LabelColumn(name="long_view", mask="has_duration"),  # depends on the duration; always 1 if that is 0
     LabelColumn(name="like", column="is_like"),
-    LabelColumn(name="follow", column="is_follow", judged=False),  # these four: some ten to hundred rows a day in Pure
+    LabelColumn(name="follow", column="is_follow", judged=False),  # these four: 10 to 100 positives a day in Pure
     LabelColumn(name="comment", column="is_comment", judged=False),
     LabelColumn(name="forward", column="is_forward", judged=False),
     LabelColumn(name="hate", column="is_hate", judged=False),
@@ -78,19 +78,19 @@ _HASHED = (
 
 
 def source(path: str) -> Source:
-    """Return KuaiRand-Pure, 1K or 27K as it was unpacked: its standard logs, with users' and videos' features.
+    """Return KuaiRand-Pure, 1K or 27K: its standard logs, joined with the features of users and videos.
 
-    A day is what ``date`` says, also just before midnight, where it is the next one; ``time_ms`` sorts its rows, since
-    the files are sorted by user. Rows that are there twice count once.
+    The day is the column ``date``, although just before midnight it is already the next day. ``time_ms`` sorts the rows
+    of a day, since the files are sorted by user. Repeated rows count once.
 
-    A part of the download is enough: one log, and the files of users and videos, which may be headers alone. What is
-    not there is told in the source's notes.
+    A part of the download is enough: one log and the files of users and videos, which may have headers only. The notes
+    of the source list missing logs.
 
     Args:
-        path: of the folder ``KuaiRand-Pure`` (``-1K``, ``-27K``) or the folder ``data`` in it. One folder, one version.
+        path: the folder ``KuaiRand-Pure`` (``-1K``, ``-27K``) or the folder ``data`` in it, with one version only.
 
     Raises:
-        InputError: if it lacks the file of users or videos, or holds several versions.
+        InputError: if the file of users or videos is missing, or the folder holds several versions.
     """
     found = {stem(file): file for file in find_files(path)}
     version = _version(path, found)
@@ -121,7 +121,7 @@ def describe(version: str, videos: int = 0) -> Description:
 
     Args:
         version: of the log.
-        videos: how many are known, 0 if that is not known. Of 27K, so many that tables are hashed, a part may have few.
+        videos: number of videos, 0 if not known. 27K hashes its ids unless it is a part with few videos.
     """
     long: dict[str, Any] = {} if version == "pure" else {"min_count": 2}
     if version == "27k" and not 0 < videos <= _HASHED:
@@ -152,7 +152,7 @@ def describe(version: str, videos: int = 0) -> Description:
 
 
 def _version(path: str, found: dict[str, str]) -> str:
-    """Return which version the names of a folder's files tell of."""
+    """Return the version of the log, from the names of its files."""
     names = (re.fullmatch(r"log_standard_.+?_(pure|1k|27k)(_part\d)?", name) for name in found)
     versions = sorted({name[1] for name in names if name})
     if not versions:
@@ -170,7 +170,7 @@ def _video(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _shape(rows: pl.DataFrame, users: SideTable, videos: SideTable) -> pl.DataFrame:
-    """Return rows of a log with the features of their user and video, and those that are computed."""
+    """Join the features of user and video, and compute hour, weekday, age of the video and ``has_duration``."""
     rows = rows.with_columns(as_numbers(rows[name]).alias(name) for name in ("user_id", "video_id"))
     rows = pl.concat([rows, users.of(rows["user_id"]), videos.of(rows["video_id"])], how="horizontal")
     day = pl.col("date").str.to_date("%Y%m%d", strict=False)
@@ -179,6 +179,6 @@ def _shape(rows: pl.DataFrame, users: SideTable, videos: SideTable) -> pl.DataFr
     return rows.with_columns(
         hour=pl.when(hour.is_between(0, 23)).then(hour),
         weekday=day.dt.weekday(),
-        upload_age_days=pl.when(age >= 0).then(age),  # some are dated after they were shown
+        upload_age_days=pl.when(age >= 0).then(age),  # some upload dates are after the impression
         has_duration=(pl.col("duration_ms").cast(pl.Float64, strict=False) > 0).fill_null(False),
     )

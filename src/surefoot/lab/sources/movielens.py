@@ -1,11 +1,11 @@
-"""MovieLens: who rated which film how, from 1995 to 2023: 100K, 1M, and the releases in CSV (20M, 25M, 32M, small).
+"""MovieLens: ratings of films from 1995 to 2023: 100K, 1M, and the releases in CSV (20M, 25M, 32M, small).
 
-A row is a rating. The tasks ask whether it is four stars or more, and how many it is. Days are thin, and those who rate
-on the last one are mostly new: weeks fit better, ``PreparedLog.open(folder).partitions(days=7)``. Files are ordered by
-user; here the days are those of the timestamps, in UTC, and their rows are sorted by them.
+A row is a rating. The tasks predict whether it is four stars or more, and its value. Days have few rows, and most users
+of the last day are new, so weeks fit better: ``PreparedLog.open(folder).partitions(days=7)``. The files are sorted by
+user; days and the order of rows come from the timestamps, in UTC.
 
-The time tells when a rating was typed in, often dozens in one sitting, and not when a film was seen: so there is no
-hour or weekday among the features. Postcodes, nearly one for each user, are not read.
+A timestamp tells when a user entered a rating, often many at once, not when the user saw the film. So hour and weekday
+are not features. Postcodes, almost one for each user, are not read.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ _GENRES = (  # the flags of u.item, in its order
 
 @dataclass(frozen=True)
 class _Table:
-    """A file of a release: its name, how it is written, and the columns that are read, as they are named there."""
+    """A file of a release: its name, its format, and the columns to read."""
 
     file: str
     csv: Csv
@@ -60,7 +60,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Release:
-    """The files of a release; ``film`` makes id, year and genres of a row on a film."""
+    """The files of a release; ``film`` returns id, year and genres from the rows of the file of films."""
 
     name: str
     ratings: _Table
@@ -70,14 +70,14 @@ class _Release:
 
 
 def source(path: str) -> Source:
-    """Return a release as it was unpacked: its ratings, with what it says of films and users.
+    """Return a release: its ratings, joined with the features of films and users.
 
     Args:
-        path: of the folder with ``u.data``, ``ml-100k.inter`` (RecBole's 100K), ``ratings.dat`` or ``ratings.csv``; if
-            there are several, the first of these counts.
+        path: the folder with ``u.data``, ``ml-100k.inter`` (RecBole's 100K), ``ratings.dat`` or ``ratings.csv``; if it
+            has several, the first in this order.
 
     Raises:
-        InputError: if none of them is there, or the file of films or of users beside it is not.
+        InputError: if it has none of them, or if the file of films or users is missing.
     """
     release = next((each for each in _RELEASES if _there(path, each.ratings.file)), None)
     if release is None:
@@ -106,14 +106,14 @@ def source(path: str) -> Source:
 
 
 def describe(name: str, csv: Csv, *, users: bool) -> Description:
-    """Return the description of a release; ``users``: whether it says who they are."""
+    """Return the description of a release; ``users``: whether it has features of users."""
     return Description(
         name=name,
         day=Day(column="timestamp", unit="s"),
         categorical=(
             CategoricalColumn(name="user_id"),
             CategoricalColumn(name="movie_id"),
-            CategoricalColumn(name="genres", separator="|", width=6),  # more than that have few films
+            CategoricalColumn(name="genres", separator="|", width=6),  # few films have more
             *(CategoricalColumn(name=column) for column in (_USER if users else ())),
         ),
         dense=(DenseColumn(name="movie_year"),),
@@ -142,12 +142,12 @@ def _renamed(rows: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
 
 
 def _shape(rows: pl.DataFrame, names: dict[str, str], sides: dict[str, SideTable]) -> pl.DataFrame:
-    """Return ratings with what is known of their film and user."""
+    """Join the features of film and user."""
     rows = rows.rename(names)
     return pl.concat([rows, *(side.of(rows[key]) for key, side in sides.items())], how="horizontal")
 
 
-# Films: from the columns of a release's file, in its order, to id, year and genres
+# Films: from the columns of a release's file to id, year and genres
 
 
 def _film(rows: pl.DataFrame) -> pl.DataFrame:
@@ -164,7 +164,7 @@ def _flagged_film(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _recbole_film(rows: pl.DataFrame) -> pl.DataFrame:
     movie, year, genres = rows.drop(ROW).columns
-    only_year = pl.col(year).str.extract(r"^(\d{4})$")  # of two films it is a word
+    only_year = pl.col(year).str.extract(r"^(\d{4})$")  # two films have a word instead
     return rows.select(ROW, movie_id=movie, movie_year=only_year, genres=pl.col(genres).str.replace_all(" ", "|"))
 
 
@@ -176,7 +176,7 @@ def _year(title: str) -> pl.Expr:
 
 
 def _text(separator: str, *columns: str) -> Csv:
-    """Return how the releases without a header are written."""
+    """Return the format of a release without a header."""
     return Csv(separator=separator, columns=columns, encoding="iso-8859-1")
 
 

@@ -1,9 +1,8 @@
-"""A drifting multitask log made from a seed: nothing to install, nothing to download.
+"""A synthetic multitask log with drift, made from a seed: nothing to install, nothing to download.
 
-Users and items have hidden tastes; features are heavy-tailed; six tasks look at the same taste
-from different sides. The world drifts a little every day. On ``drift_day`` some features change their unit at once
-(multiplied by ``drift``), as happens when an upstream pipeline is rewritten: the paper's abrupt change of the
-data distribution.
+Users and items have latent vectors; features are heavy-tailed; the six tasks are related. The items drift a little
+every day. On ``drift_day`` the unit of some features changes at once (they are multiplied by ``drift``), as when an
+upstream pipeline is rewritten: the paper's abrupt change of the data distribution.
 """
 
 import numpy as np
@@ -31,12 +30,12 @@ def make(
     """Return the log.
 
     Args:
-        days: day partitions.
+        days: number of day partitions.
         rows_per_day: rows in each.
         drift_day: from this partition on (0 is the first) a quarter of the dense features are multiplied by
             ``drift``; None: never.
         drift: the factor.
-        seed: of everything; the same seed gives the same log, and a longer log starts with the shorter one.
+        seed: seed of the whole log; the same seed gives the same log, and a longer log starts with the shorter one.
 
     Raises:
         ValueError: if a number is out of range.
@@ -56,7 +55,7 @@ def make(
     category = world.integers(_CATEGORIES, size=_ITEMS)
     mix = world.normal(size=(_TASTES, _DENSE)) / np.sqrt(_TASTES)
     views = 0.5 * world.normal(size=(_TASTES, len(TASKS)))
-    views[0] += 1.0  # what the tasks share
+    views[0] += 1.0  # a component common to all tasks
     parts = []
     for day in range(days):
         draw = np.random.default_rng([seed, 1, day])
@@ -65,7 +64,7 @@ def make(
         item = (_ITEMS * draw.power(3, size=rows_per_day)).astype(int)  # some items are much more popular
         taste = 0.7 * (users[user] + items[item])
         noise = draw.standard_t(4, size=(rows_per_day, _DENSE))
-        dense = np.sinh(taste @ mix + 0.5 * noise)  # tails that grow like an exponential, as those of counts do
+        dense = np.sinh(taste @ mix + 0.5 * noise)  # heavy tails, like those of counts
         dense = np.clip(dense, -50, 50)
         if drift_day is not None and day >= drift_day:
             dense[:, : _DENSE // 4] *= drift
@@ -89,12 +88,12 @@ def make(
 
 
 def _utility(taste: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Return what each task values, (rows, tasks): a linear part, and a product that no linear model can see."""
+    """Return each task's utility, (rows, tasks): a linear part, and a product that no linear model can learn."""
     return taste @ views + taste[:, 1:2] * taste[:, 2:3]
 
 
 def _labels(utility: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Return the labels, (rows, tasks), from what each task values, of the same shape."""
+    """Return the labels, (rows, tasks), from the utilities, of the same shape."""
     noisy = utility + draw.logistic(scale=0.5, size=utility.shape)
     click, like, share = noisy[:, 0] > 0.5, noisy[:, 1] > 1.5, noisy[:, 2] > 3.5
     watch, rating, dwell = np.logaddexp(0, noisy[:, 3]), np.clip(3 + noisy[:, 4], 1, 5), np.logaddexp(0, noisy[:, 5])
