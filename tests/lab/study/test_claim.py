@@ -80,11 +80,11 @@ def test_another_study_is_told_by_the_key_in_which_it_differs(tmp_path: Path) ->
     with claimed(tmp_path, config()):
         pass
     for changes, words in (
-        ({"search": {"base_rate": 0.2}}, "search.base_rate is 0.1; this study has 0.2"),
-        ({"models": [{"name": "small", "hidden": [8]}]}, "models.0.hidden.0 is 4; this study has 8"),
-        ({"name": "other"}, "name is 'tiny'; this study has 'other'"),
+        ({"search": {"base_rate": 0.2}}, "search.base_rate is 0.1, and 0.2 is asked for"),
+        ({"models": [{"name": "small", "hidden": [8]}]}, "models.0.hidden.0 is 4, and 8 is asked for"),
+        ({"name": "other"}, "name is 'tiny', and 'other' is asked for"),
     ):
-        said = f"holds another study: in its study.toml, {words}"
+        said = f"holds another study: in its study.toml {words}"
         with pytest.raises(InputError, match=said), claimed(tmp_path, config(**changes)):
             pass
 
