@@ -211,7 +211,7 @@ def test_one_value_that_is_not_finite_in_one_row_leaves_no_trace(folder: Path):
     assert int(model.get_buffer("1.num_batches_tracked")) == 59
 
 
-def test_without_the_first_rung_nothing_is_skipped(folder: Path):
+def test_without_the_first_stage_nothing_is_skipped(folder: Path):
     loop = Loop(folder, RecoveryPolicy(skip=False), make=OPTIMIZERS["SGD"])
     loop.run(3)
     loop.step(spoil=torch.nan)
@@ -233,7 +233,7 @@ def test_an_early_signal_slows_the_steps_and_the_rate_returns_gently(folder: Pat
     assert loop.told == ["alarm", "slowed", "rate_restored"]
 
 
-def test_without_the_second_rung_an_early_signal_goes_to_the_third(folder: Path):
+def test_without_the_second_stage_an_early_signal_goes_to_the_third(folder: Path):
     loop = Loop(folder, RecoveryPolicy(slow=None))
     loop.run(20)
     assert loop.step(Sign(19, "clip_ratio")) is Action.LOOKING
@@ -585,13 +585,13 @@ def test_roll_backs_count_anew_after_health(folder: Path):
     assert loop.step(Sign(loop.recovery.steps - 1, "auc")) is Action.STOP
 
 
-def test_without_the_third_rung_it_slows_and_then_stops(folder: Path):
+def test_without_the_third_stage_it_slows_and_then_stops(folder: Path):
     loop = Loop(folder, RecoveryPolicy(roll_back=None))
     loop.run(44)
     assert [loop.step(Sign(43, "auc")), loop.step(Sign(44, "auc"))] == [Action.SLOWED, Action.STOP]
 
 
-def test_without_the_last_rung_it_goes_on(folder: Path):
+def test_without_the_last_stage_it_goes_on(folder: Path):
     loop = Loop(folder, RecoveryPolicy(slow=None, roll_back=None, stop=False))
     loop.run(44)
     assert loop.step(Sign(43, "auc")) is Action.NONE
@@ -691,7 +691,7 @@ def test_told_to_stop_from_a_hook_it_says_so_after_the_next_step(folder: Path):
 # From stage to stage
 
 
-def test_a_rung_that_does_not_help_in_time_is_followed_by_the_next(folder: Path):
+def test_a_stage_that_does_not_help_in_time_is_followed_by_the_next(folder: Path):
     loop = Loop(folder, RecoveryPolicy(patience=6))
     loop.run(44)
     loop.detector.healthy = False

@@ -84,7 +84,9 @@ def study(
         str | None,
         typer.Option(help="Another data set: completejourney or synthetic.", autocompletion=cli_data.own_logs),
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only this model of the study; may be repeated.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model of the study, or your own: module:function. May be repeated.")
+    ] = None,
     select_by: Annotated[str | None, typer.Option(help="The binary task whose AUC selects.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     quiet: Quiet = False,

@@ -12,7 +12,7 @@ from surefoot.lab.settings import dump, load
 from surefoot.lab.study.config import RunConfig, StudyConfig, load_study, with_changes
 from surefoot.lab.study.protocol import run_study
 from surefoot.lab.study.replay import Elsewhere, Examined, examine
-from surefoot.lab.study.trial import assemble, load_log, run_trial
+from surefoot.lab.study.trial import assemble, load_log, make_supervisor, run_trial
 
 FACTORY = "own_models:two_towers"
 RUN = {
@@ -78,10 +78,11 @@ def test_a_function_that_no_other_process_finds_is_refused(function: object, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_tables_has_one_optimizer_that_skips_by_itself() -> None:
+def test_a_model_without_tables_has_one_optimizer_and_its_bad_steps_are_skipped(tmp_path: Path) -> None:
     config = run_of("own_models:without_tables")
     parts = assemble(config, load_log(config.data))
     assert len(parts.optimizers) == 1
+    make_supervisor(config, parts, tmp_path)
     for param in parts.model.parameters():
         param.grad = param.new_full(param.shape, float("nan"))
     before = [param.clone() for param in parts.model.parameters()]
