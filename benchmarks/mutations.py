@@ -46,7 +46,7 @@ ROOMS: dict[str, list[Change]] = {
         ("optim/adagrad.py", "if slow and not bad:", "if slow and not fast:"),
         ("optim/adagrad.py", "self.param_groups.pop()  # a refused", "pass  # a refused"),
         ("optim/adagrad.py", "+= ~item.skip", "+= 1"),
-        ("optim/adagrad.py", "parts.setdefault(move.options.rule, [])", "parts.setdefault(move, [])"),
+        ("optim/adagrad.py", "parts.setdefault(rule, [])", "parts.setdefault(stepper, [])"),
         ("optim/state_loading.py", "wide = torch.promote_types(total.dtype, torch.float32)", "wide = param.dtype"),
     ],
     "optim/test_kernel.py": [
@@ -62,7 +62,7 @@ ROOMS: dict[str, list[Change]] = {
     ],
     "optim/test_guard.py": [
         ("optim/nonfinite.py", "(~both.isfinite().all(dim=1)).unbind()", "both.isnan().any(dim=1).unbind()"),
-        ("optim/guard.py", "if optimizer in self._served or seen.replaced():", "if seen.replaced():"),
+        ("optim/guard.py", "if optimizer in self._stepped or seen.replaced():", "if seen.replaced():"),
         ("optim/guard.py", "self._add(around, around.bad(optimizer))", "pass"),
     ],
     "optim/test_groups.py optim/test_gradients.py optim/test_unwrap.py optim/test_accumulator_start.py": [
