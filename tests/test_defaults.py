@@ -85,7 +85,7 @@ def test_a_tensor_made_without_them_would_be_seen() -> None:
 
 # Optimizers
 
-MANY = 5_000  # small parameters: more than the narrow types can count
+MANY = 20_000  # small parameters
 MAKE: dict[str, Callable[[list[Parameter]], Optimizer]] = {
     "ClippyAdagrad": lambda params: ClippyAdagrad(params, LR, absolute=1e-3),
     "ClippyAdagrad, eager": lambda params: ClippyAdagrad(params, LR, absolute=1e-3, fused=False),

@@ -97,7 +97,7 @@ def test_no_process_outlives_its_study(number: signal.Signals, times: int, tmp_p
         children = workers_of(process)
         time.sleep(BETWEEN_MOMENTS * i)
         os.kill(process.pid, number)
-        left = left_of(children, 5 if times > 1 else 30)  # by itself in five seconds; beside other tests it may be slow
+        left = left_of(children, 5)
         print(f"{number.name} after {BETWEEN_MOMENTS * i:.1f} s: {len(left)} of {len(children)} processes left")
         assert left == []
         errors = process.communicate()[1]
